@@ -1,0 +1,199 @@
+"""Reading one CSV, gzipped CSV or parquet file into a table of bars, with the line number each row has in the file."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.csv
+import pyarrow.parquet
+
+from finetune.data.columns import Chosen, choose_columns
+from finetune.data.problems import Problems, shown
+from finetune.data.timestamps import EMPTY
+from kronos.errors import InputError, MissingFileError
+
+_SEPARATORS = (",", ";", "\t", "|")
+_NULLS = sorted({spelling for word in EMPTY for spelling in (word, word.upper(), word.capitalize())} | {"NaN", "NaT"})
+_EMPTY_LINES = re.compile(r"(?:[^\S\r\n]*(?:\r\n|\n|\r))*")
+_LINE_END = re.compile(r"\r\n|\n|\r")
+_BLOCK_BYTES = 1 << 26  # a row longer than this is not a row of bars
+_NUMBERS = ("open", "high", "low", "close", "volume", "amount")
+
+
+@dataclass
+class Table:
+    """A file as read: columns under the file's own names (numbers float64 where they could be read, else text).
+
+    problems.lines [n]: the row number a user sees (header line 1 in a CSV; the first bar is row 1 in parquet). notes: what to say.
+    """
+
+    frame: pd.DataFrame
+    chosen: Chosen
+    problems: Problems
+    notes: list[str] = field(default_factory=list)
+
+
+def read_table(file: Path, *, mapping: Mapping[str, str] | None = None, symbol_column: str = "") -> Table:
+    """Read one file. Raises MissingFileError if it is not there; InputError if it is empty, not a table, in an unknown encoding or with
+    other columns. Rows with too few or too many fields are noted in `problems`, beside everything that later checks find.
+    """
+    mapping = mapping or {}
+    data = _bytes_of(file)
+    if data[:4] == b"PAR1":
+        return _read_parquet(file, data, mapping, symbol_column)
+    text, notes = _decode(data, file)
+    header = _header(text, file)
+    chosen = choose_columns(header.names, str(file), mapping=mapping, symbol_column=symbol_column)
+    table, problems = _read_rows(text, file, header, chosen)
+    filled = np.flatnonzero(~_blank(table))
+    if not len(filled) and not problems.told:
+        raise InputError(f"{file}: holds a header but no bars; give a file with at least one row")
+    inner = int(filled[-1]) + 1 - len(filled) if len(filled) else 0  # empty lines at the end are no news
+    if inner:
+        notes.append(f"{file}: {inner} empty rows ignored")
+    if len(filled) < table.num_rows:
+        table, problems.lines = table.take(pa.array(filled)), problems.lines[filled]
+    return Table(table.to_pandas(), chosen, problems, notes)
+
+
+def _bytes_of(file: Path) -> bytes:
+    try:
+        data = file.read_bytes()
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+    except FileNotFoundError:
+        raise MissingFileError(f"{file}: there is no such file; check data.data_path") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{file}: the gzip archive is damaged or cut short ({error}); fetch the file again") from error
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror or error}); check that it is a file you may read") from error
+    if not data.strip():
+        raise InputError(f"{file}: the file is empty; give a CSV with a header line and bars")
+    return data
+
+
+def _decode(data: bytes, file: Path) -> tuple[str, list[str]]:
+    """Text of the file, and a note unless it is UTF-8."""
+    if data[:4] == b"PK\x03\x04":
+        raise InputError(f"{file}: is an Excel workbook or zip archive, not a CSV; save it as CSV (UTF-8)")
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        encodings = ("utf-16",)
+    elif b"\0" in data:
+        raise InputError(f"{file}: is not text (byte {data.index(0):,} is zero); give a CSV, gzipped CSV or parquet file")
+    else:
+        encodings = ("utf-8-sig", "gb18030")
+    for encoding in encodings:
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        name = "GBK" if encoding == "gb18030" else encoding.upper()
+        return text, [] if encoding == "utf-8-sig" else [f"{file}: read as {name}"]
+    raise InputError(f"{file}: is neither UTF-8 nor GBK text; save it as UTF-8")
+
+
+@dataclass(frozen=True)
+class _Header:
+    line: int  # its number in the file, from 1
+    names: list[str]
+    separator: str
+
+
+def _header(text: str, file: Path) -> _Header:
+    """The first line that is not empty. A column without a name is called unnamed_1, unnamed_2, ... by its place."""
+    start = _EMPTY_LINES.match(text).end()
+    line = _LINE_END.split(text[start:], maxsplit=1)[0]
+    separator = max(_SEPARATORS, key=line.count)
+    try:
+        names = [name.strip() for name in next(csv.reader([line], delimiter=separator))]
+    except csv.Error as error:
+        raise InputError(f"{file}: the header {shown(line)} cannot be read ({error}); write column names separated by commas") from error
+    if len(names) < 2:
+        raise InputError(f"{file}: the first line {shown(line)} holds one field; separate columns by commas, semicolons or tabs")
+    if all(name[:1].isdigit() for name in names if name):
+        raise InputError(f"{file}: the first line {shown(line)} has no names; write a header: timestamps,open,high,low,close,volume,amount")
+    twice = next((name for name in names if name and names.count(name) > 1), "")
+    if twice:
+        raise InputError(f"{file}: column {twice!r} is there {names.count(twice)} times; remove or rename one")
+    names = [name or f"unnamed_{place}" for place, name in enumerate(names, 1)]
+    return _Header(1 + len(_LINE_END.findall(text[:start])), names, separator)
+
+
+def _read_rows(text: str, file: Path, header: _Header, chosen: Chosen) -> tuple[pa.Table, Problems]:
+    """(chosen columns, problems so far); numbers are floats, or text throughout if a single cell is not a number."""
+    data = f"{text}\n".encode()
+    broken: list[Any] = []
+
+    def skip(row: Any) -> str:
+        broken.append(row)
+        return "skip"
+
+    def read(number: pa.DataType) -> pa.Table:
+        broken.clear()
+        types = {name: pa.string() for name in chosen.all} | {chosen.names[key]: number for key in _NUMBERS if key in chosen.names}
+        return pyarrow.csv.read_csv(
+            io.BytesIO(data),
+            # one thread: only then does Arrow know the numbers of broken rows
+            pyarrow.csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES, column_names=header.names, skip_rows=header.line),
+            pyarrow.csv.ParseOptions(delimiter=header.separator, ignore_empty_lines=False, invalid_row_handler=skip),
+            pyarrow.csv.ConvertOptions(column_types=types, include_columns=chosen.all, null_values=_NULLS),
+        )
+
+    try:
+        try:
+            table = read(pa.float64())
+        except pa.ArrowInvalid:
+            table = read(pa.string())  # some cell is not a number: as text, so that the later check finds and names them all
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{file}: cannot be read as a table ({error}); check its quotes and separators") from error
+    numbers = np.array([row.number for row in broken], np.int64)
+    lines = np.arange(table.num_rows + len(broken)) + header.line + 1
+    problems = Problems(str(file), np.setdiff1d(lines, numbers, assume_unique=True))
+    if broken:
+        what = f"has {broken[0].actual_columns} fields where the header names {len(header.names)}: {shown(broken[0].text)}"
+        problems.add_lines(numbers, what, "complete the line, or put quotes around a field that holds the separator")
+    return table, problems
+
+
+def _blank(table: pa.Table) -> np.ndarray:
+    """[n] bool: rows in which every column is null or empty text."""
+    blank = np.ones(table.num_rows, bool)
+    for column in table.columns:
+        empty = column.is_null()
+        if pa.types.is_string(column.type):
+            empty = pa.compute.or_kleene(empty, pa.compute.equal(column, ""))
+        blank &= empty.to_numpy()
+    return blank
+
+
+def _read_parquet(file: Path, data: bytes, mapping: Mapping[str, str], symbol_column: str) -> Table:
+    try:
+        frame = pyarrow.parquet.read_table(io.BytesIO(data)).to_pandas()
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{file}: the parquet file is damaged ({error}); write it again") from error
+    return table_of_frame(frame, str(file), mapping=mapping, symbol_column=symbol_column)
+
+
+def table_of_frame(frame: pd.DataFrame, source: str, *, mapping: Mapping[str, str] | None = None, symbol_column: str = "") -> Table:
+    """A DataFrame as a Table; a named or datetime index counts as a column. Rows are numbered from 1."""
+    if not isinstance(frame.index, pd.RangeIndex):
+        unnamed = isinstance(frame.index, pd.DatetimeIndex) and frame.index.name is None
+        named = [name for name in frame.index.names if name is not None and name not in frame.columns]
+        frame = frame.rename_axis("timestamps").reset_index() if unnamed else frame.reset_index(level=named) if named else frame
+    frame = frame.rename(columns=str)
+    if not len(frame):
+        raise InputError(f"{source}: holds no bars; give at least one row")
+    chosen = choose_columns(list(frame.columns), source, mapping=mapping or {}, symbol_column=symbol_column)
+    return Table(frame[chosen.all], chosen, Problems(source, np.arange(1, len(frame) + 1)))

@@ -1,0 +1,117 @@
+"""The one writer of checkpoints. What is complete is never touched until its successor is complete.
+
+`checkpoints/last-00000012/` (the twelfth save) holds weights (safetensors), training state (read with weights_only=True) and, written last,
+`complete.json` with the size and digest of both. A folder without a true marker is no checkpoint. The newest complete
+one counts; older ones are removed only after it. So kill -9 at any moment leaves one that loads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from kronos.errors import InputError
+
+from .files import explained, write_json
+from .task import Task
+
+WEIGHTS, STATE, MARKER = "model.safetensors", "training_state.pt", "complete.json"
+_LAST = re.compile(r"last-(\d+)$")
+
+
+def save_last(folder: Path, step: int, module: nn.Module, state: dict[str, Any]) -> Path:
+    """Write `folder/last-<n+1>` and then remove older ones. Raises InputError (disk full, no permission); older ones survive."""
+    newest = max((int(m[1]) for p in folder.glob("last-*") if (m := _LAST.match(p.name))), default=0)
+    target = folder / f"last-{newest + 1:08d}"
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    with explained(target):
+        try:
+            temporary.mkdir(parents=True)
+            save_file({k: v.detach().contiguous().cpu() for k, v in module.state_dict().items()}, temporary / WEIGHTS)
+            torch.save(state, temporary / STATE)
+            marker = {name: _seal(temporary / name) for name in (WEIGHTS, STATE)} | {"step": step}
+            os.replace(temporary, target)
+            write_json(target / MARKER, marker)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    for other in [*folder.glob("last-*"), *folder.glob(".last-*.tmp")]:
+        if other != target:
+            shutil.rmtree(other, ignore_errors=True)
+    return target
+
+
+def newest_last(folder: Path) -> Path | None:
+    """The newest complete checkpoint in `folder`, or None."""
+    found = [(int(m[1]), path) for path in folder.glob("last-*") if (m := _LAST.match(path.name)) and (path / MARKER).is_file()]
+    return max(found)[1] if found else None
+
+
+def load_last(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Weights and training state of a complete checkpoint, on the CPU. Raises InputError naming the file if either is damaged."""
+    try:
+        marker = json.loads((path / MARKER).read_text())
+        for name in (WEIGHTS, STATE):
+            if _seal(path / name, flush=False) != marker[name]:
+                raise InputError(f"checkpoint {path / name} is not as it was saved (size or digest differ); "
+                                 f"remove {path} and start without --resume, or restore it from a copy")
+        return load_file(path / WEIGHTS), torch.load(path / STATE, map_location="cpu", weights_only=True)
+    except (OSError, KeyError, TypeError, RuntimeError, json.JSONDecodeError, pickle.UnpicklingError, SafetensorError) as error:
+        told = str(error).splitlines()[0]
+        raise InputError(f"checkpoint {path} cannot be read ({told}); remove it and start without --resume") from error
+
+
+def check_identity(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises InputError if the checkpoint belongs to another model, other data or other windows, listing what differs."""
+    differ = [f"{key}: checkpoint has {_short(saved.get(key))}, this run {_short(now.get(key))}"
+              for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
+    if differ:
+        raise InputError(f"--resume: checkpoint {path} is of another run; " + "; ".join(differ)
+                         + ". Go on with the former settings, or start anew without --resume")
+
+
+def save_best(folder: Path, task: Task, facts: dict[str, Any]) -> None:
+    """Write the task's result to `folder`, each file atomically, its marker with `facts` (score, epoch, step) last."""
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        task.save(folder)
+        write_json(folder / MARKER, facts)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether `save_best` ended there."""
+    return (folder / MARKER).is_file()
+
+
+def prune(folder: Path, pattern: str, keep: list[str]) -> None:
+    """Remove the folders that match `pattern` and are not named in `keep`."""
+    for path in folder.glob(pattern):
+        if path.name not in keep:
+            shutil.rmtree(path)
+
+
+def _seal(path: Path, flush: bool = True) -> dict[str, Any]:
+    """Size and digest of a file, after it has reached the disk."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb+" if flush else "rb") as file:
+        if flush:
+            os.fsync(file.fileno())
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return {"bytes": path.stat().st_size, "blake2b": digest.hexdigest()}
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."

@@ -1,0 +1,9 @@
+"""What a command may end with besides success. InputError and MissingFileError live in `kronos.errors`, which imports nothing of ours."""
+
+from kronos.errors import InputError, MissingFileError
+
+__all__ = ["Interrupted", "InputError", "MissingFileError"]
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; the last checkpoint is saved. The message says how to go on; commands exit with code 75."""

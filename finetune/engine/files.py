@@ -1,0 +1,243 @@
+"""Files that are either the old one or the new one, never half of each.
+
+Everything is written to a temporary name in the same folder, flushed to the disk, and renamed over the target. A full disk, a missing
+permission or a process that dies leaves the former file as it was. What the user can mend (space, rights, a wrong folder) is an InputError.
+"""
+
+import errno
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from kronos.errors import InputError
+
+_FIXES = {
+    errno.ENOSPC: "the disk is full: free some space, or choose a folder on another disk",
+    errno.EDQUOT: "your disk quota is used up: free some space, or choose a folder on another disk",
+    errno.EACCES: "permission denied: choose a folder you may write to, or change its permissions",
+    errno.EPERM: "permission denied: choose a folder you may write to, or change its permissions",
+    errno.EROFS: "the file system is read-only: choose a folder on one that is not",
+    errno.ENOTDIR: "a file stands where a folder is needed: remove the file or choose another folder",
+    errno.EEXIST: "a file stands where a folder is needed: remove the file or choose another folder",
+    errno.ENOENT: "the folder is not there and cannot be made here: choose another folder",
+    errno.EISDIR: "a folder stands where a file is needed: remove the folder or choose another name",
+    errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
+}
+
+
+_WRITER_GAVE_UP = "the file could not be written whole, most likely the disk or your quota is full: free some space, or choose another disk"
+
+
+def explain_os_error(error: BaseException, path: Path, action: str = "cannot write") -> InputError | None:
+    """The InputError for a failure at `path` that the user can mend; None for any other.
+
+    Libraries that write natively hide the error number: safetensors says it in words, torch.save only that its stream broke.
+    """
+    if isinstance(error, OSError):
+        fix = _FIXES.get(error.errno or 0) if _concerns(error, path) else None
+    elif "No space left on device" in str(error) or "os error 28" in str(error):
+        fix = _FIXES[errno.ENOSPC]
+    elif "inline_container.cc" in str(error) or "PytorchStreamWriter" in str(error):
+        fix = _WRITER_GAVE_UP
+    else:
+        fix = None
+    return InputError(f"{action} {path}: {fix}") if fix else None
+
+
+def _concerns(error: OSError, path: Path) -> bool:
+    """Whether the failure is about `path`, its folder or a temporary file beside it, and not about some other file that was being read."""
+    if not isinstance(error.filename, str | bytes | os.PathLike):
+        return True
+    failed, target = Path(os.fsdecode(error.filename)).absolute(), path.absolute()
+    return failed == target or failed in target.parents or target.parent in failed.parents
+
+
+@contextmanager
+def explained(path: Path, action: str = "cannot write") -> Iterator[None]:
+    """Turns failures to write `path` that the user can mend into InputError; every other exception passes unchanged."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        told = explain_os_error(error, path, action)
+        if told is None:
+            raise
+        raise told from error
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; renamed over `path` when the block ends well, removed when it does not.
+
+        with atomic_path(folder / "model.safetensors") as tmp:
+            save_file(tensors, tmp)
+
+    Missing parent folders are made. Raises InputError (full disk, no permission, read-only, a file in a folder's place).
+    """
+    target = Path(path)
+    # the process number keeps two processes that write the same name apart; the suffix is kept because some writers choose by it
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+    with explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            _flush_to_disk(temporary)
+            os.replace(temporary, target)
+        except BaseException:
+            with suppress(OSError):  # the first failure is the one to tell; a temporary file that cannot be removed is harmless
+                temporary.unlink(missing_ok=True)
+            raise
+        _flush_folder(target.parent)
+
+
+def write_with(path: str | os.PathLike[str], writer: Callable[[Path], object]) -> None:
+    """Calls `writer(temporary path)` and renames the result over `path`: `atomic_path` as one expression."""
+    with atomic_path(path) as temporary:
+        writer(temporary)
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes | bytearray | memoryview) -> None:
+    """Writes `data` to `path` atomically. Raises InputError as `atomic_path` does."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes `text` as UTF-8 with `\\n` line ends to `path` atomically. Raises InputError as `atomic_path` does."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes `value` as indented JSON to `path` atomically; NaN and infinities become null, paths become strings."""
+    write_text(path, json.dumps(jsonable(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def jsonable(value: Any) -> Any:
+    """`value` with everything that JSON cannot hold replaced: non-finite numbers by None, numpy scalars by Python's, the rest by text."""
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        value = value.item()
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [jsonable(item) for item in value]
+    if hasattr(value, "tolist"):
+        return jsonable(value.tolist())
+    return str(value)
+
+
+class LineFile:
+    """A text file that grows line by line; each line is handed to the system in one piece, so that kill -9 tears at most the last one.
+
+    Raises InputError (full disk, no permission) on opening and writing.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        with explained(self.path):
+            self._handle = open(self.path, "ab", buffering=0)  # noqa: SIM115  lives as long as this object
+
+    def write(self, line: str) -> None:
+        """Appends `line` and a line end."""
+        left = memoryview(line.encode("utf-8") + b"\n")
+        with explained(self.path):
+            while left:  # an almost full disk takes a part without complaint and refuses the rest
+                left = left[self._handle.write(left) :]
+
+    def close(self) -> None:
+        """May be called twice."""
+        self._handle.close()
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The value in a JSON file, None where there is no file. Raises InputError if it is damaged."""
+    source = Path(path)
+    if not source.exists():
+        return None
+    try:
+        return json.loads(source.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{source} is damaged ({error}): remove it") from error
+
+
+def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file, one per line; [] where there is no file.
+
+    A last line that is torn (the process died, or the disk filled up, while it was written) is left out. Raises InputError with the line's
+    number where an earlier one is damaged: only somebody else can have done that.
+    """
+    source = Path(path)
+    if not source.exists():
+        return []
+    lines = [line for line in source.read_bytes().split(b"\n") if line.strip(b"\0 \r\t")]
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            record = None
+            reason = str(error)
+        else:
+            reason = "not an object"
+        if isinstance(record, dict):
+            records.append(record)
+        elif number < len(lines):
+            raise InputError(f"{source} line {number} is damaged ({reason}): remove that line, or the file to start it anew")
+    return records
+
+
+def ensure_writable_folder(path: str | os.PathLike[str]) -> Path:
+    """Makes the folder (and its parents) and proves by a probe file that it can be written to; returns it as a Path.
+
+    Raises InputError naming the folder and the fix.
+    """
+    folder = Path(path)
+    probe = folder / f".probe.{os.getpid()}.tmp"
+    with explained(folder, "cannot write to folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            probe.write_bytes(b"kronos")
+        finally:
+            with suppress(OSError):  # where the probe could not be written it cannot be removed either
+                probe.unlink(missing_ok=True)
+    return folder
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> int:
+    """Removes temporary files that a killed process left directly in `folder`; returns how many.
+
+    Only for a folder with one writer (a run's): another process's file in the making looks the same.
+    """
+    removed = 0
+    for pattern in (".*.[0-9]*.tmp", ".*.[0-9]*.tmp.*"):
+        for leftover in Path(folder).glob(pattern):
+            if leftover.is_file():
+                leftover.unlink(missing_ok=True)
+                removed += 1
+    return removed
+
+
+def _flush_to_disk(path: Path) -> None:
+    """The writer may have closed the file already, so it is opened again: fsync belongs to the file, not to the handle."""
+    with open(path, "r+b") as handle:
+        os.fsync(handle.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes the rename survive a power cut. Windows cannot open a folder and some network disks refuse: the file is whole either way."""
+    if os.name != "posix":
+        return
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,140 @@
+"""Tokens of every window, encoded once: while the predictor trains the tokenizer is frozen, so each epoch would repeat the same work.
+
+Encoded in the tokenizer's own float32, in fixed chunks by window index, so that a resumed run or one on other ranks
+reads the same bits. Kept in a memory-mapped file whose name says what it depends on: panel, windows, tokenizer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from kronos import KronosTokenizer, fingerprint
+from kronos.errors import InputError
+
+from .checkpoint import MARKER, is_complete
+from .distributed import World
+from .errors import Interrupted
+from .files import explained, write_json
+from .kronos_tasks import encode_windows
+from .settings import FitSettings
+from .signals import StopRequest
+from .windows import Source, Splits, as_tensor, fits, sample_subset
+
+CHUNK = 256  # windows encoded together, whatever the batch size: the same chunk gives the same bits
+_FEWEST_PASSES = 1.5  # below this many passes over the windows the filling costs more than it saves
+_IDS = "ids.npy"
+
+
+class TokenWindows:
+    """A source whose batches are `s1`, `s2` [B, T] ids and `stamps` [B, T, 5] uint8. ids: the cache, [n, T, 2]."""
+
+    def __init__(self, source: Source, ids: torch.Tensor):
+        self.source, self.ids, self.facts = source, ids, source.facts
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def to(self, device: torch.device) -> None:
+        self.source.to(device)
+        if fits(device, self.ids):
+            self.ids = self.ids.to(device)
+
+    def gather(self, index: np.ndarray) -> dict[str, torch.Tensor]:
+        both = self.ids.index_select(0, torch.from_numpy(np.asarray(index)).to(self.ids.device))  # [B, T, 2]
+        return {"s1": both[..., 0], "s2": both[..., 1], "stamps": self.source.stamps(index)}
+
+    def stamps(self, index: np.ndarray) -> torch.Tensor:
+        return self.source.stamps(index)
+
+    def describe(self, index: np.ndarray) -> list[str]:
+        return self.source.describe(index)
+
+
+def with_cached_tokens(windows: Splits, tokenizer: KronosTokenizer, folder: Path, settings: FitSettings, world: World, stop: StopRequest, *,
+                       mode: str = "auto", limit_gib: float = 8.0, say: Callable[[str], None] = print) -> Splits:
+    """`windows` with the training and validation bars replaced by their tokens, encoded now if `folder` has none yet.
+
+    mode: off; auto leaves windows as they are where caching does not fit (and `say`s why); on raises InputError there.
+    limit_gib: largest size of the cache on disk. Raises Interrupted if asked to stop while encoding.
+    """
+    if mode == "off":
+        return windows
+    val = sample_subset(windows.val, settings.n_val_iter, settings.seed)
+    reason = _unfit(windows.train, val, tokenizer, settings, limit_gib)
+    if reason:
+        if mode == "on":
+            raise InputError(f"training.cache_tokens is on, but {reason}; set it to auto or off")
+        say(f"tokens are not cached: {reason}")
+        return windows
+    sources = (windows.train, val)
+    folders = [folder / f"tokens-{_key(source, tokenizer)}" for source in sources]
+    cached = [_filled(source, tokenizer, place, world, stop, say) for source, place in zip(sources, folders, strict=True)]
+    if world.is_main:
+        for old in set(folder.glob("tokens-*")) - set(folders):
+            shutil.rmtree(old)
+    return Splits(*cached, windows.test)
+
+
+def _id_type(tokenizer: KronosTokenizer) -> np.dtype:
+    return np.dtype(np.int16 if max(tokenizer.config["s1_bits"], tokenizer.config["s2_bits"]) <= 15 else np.int32)
+
+
+def _unfit(train: Source, val: Source, tokenizer: KronosTokenizer, settings: FitSettings, limit_gib: float) -> str:
+    """Why these windows should not be cached, or an empty string."""
+    if settings.augmentation.active:
+        return "augmentation changes the bars of each window every time"
+    passes = settings.epochs * (settings.n_train_iter or len(train)) / len(train)
+    if passes < _FEWEST_PASSES:
+        return f"windows do not repeat ({passes:.2g} passes over {len(train)} windows)"
+    rows = train.facts["rows per window"]
+    size_gib = (len(train) + len(val)) * rows * 2 * _id_type(tokenizer).itemsize / 2**30
+    if size_gib > limit_gib:
+        return f"they would take {size_gib:.1f} GiB, more than cache_limit_gib {limit_gib:g}"
+    return ""
+
+
+def _key(source: Source, tokenizer: KronosTokenizer) -> str:
+    facts = json.dumps([source.facts, CHUNK], sort_keys=True, default=str)
+    return hashlib.blake2b(f"{facts}|{fingerprint(tokenizer)}".encode(), digest_size=10).hexdigest()
+
+
+def _filled(source: Source, tokenizer: KronosTokenizer, folder: Path, world: World, stop: StopRequest, say: Callable[[str], None]) -> TokenWindows:
+    """The source's tokens; encoded now, each rank its chunks, unless a complete cache is there."""
+    present = is_complete(folder)
+    world.barrier()  # every rank has looked before anyone writes
+    if not present:
+        shape = (len(source), source.facts["rows per window"], 2)
+        with explained(folder):
+            if world.is_main:
+                folder.mkdir(parents=True, exist_ok=True)
+                np.lib.format.open_memmap(folder / _IDS, "w+", _id_type(tokenizer), shape).flush()
+            world.barrier()
+            ids = np.lib.format.open_memmap(folder / _IDS, "r+")
+            _encode(source, tokenizer, ids, world, stop)
+            ids.flush()
+        world.barrier()
+        if world.is_main:
+            write_json(folder / MARKER, {"windows": len(source)})
+            say(f"cached the tokens of {len(source)} windows in {folder}")
+    return TokenWindows(source, as_tensor(np.load(folder / _IDS, mmap_mode="r")))
+
+
+@torch.no_grad()
+def _encode(source: Source, tokenizer: KronosTokenizer, ids: np.ndarray, world: World, stop: StopRequest) -> None:
+    """Write the tokens of this rank's chunks into ids [n, T, 2]."""
+    tokenizer = tokenizer.to(world.device).eval()
+    starts = range(world.rank * CHUNK, len(source), world.size * CHUNK)
+    for start in tqdm(starts, desc="encoding tokens", disable=None if world.is_main else True, unit="chunk"):
+        if stop.requested:
+            raise Interrupted(f"stopped by {stop.name} while encoding tokens; the same command with --resume goes on")
+        index = np.arange(start, min(start + CHUNK, len(source)))
+        s1, s2 = encode_windows(tokenizer, source.gather(index)["x"].to(world.device))
+        ids[index] = torch.stack([s1, s2], -1).cpu().numpy().astype(ids.dtype)

@@ -1,0 +1,130 @@
+"""Layers shared by the tokenizer and the predictor: RMS norm, rotary positions, attention, gated feed-forward, pre-norm block.
+
+Parameter and buffer names are those of the published checkpoints. The published numbers are reproduced to 1e-5 in float32.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from kronos import ops
+
+Rotation = tuple[Tensor, Tensor]  # cosines and signed sines, each [T, head size], as `ops.rotate` takes them
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last dimension (arXiv 1910.07467); statistics in at least float32, float64 stays float64."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., dim] -> [..., dim], in the type the following matrix product takes (one cast instead of one per projection)."""
+        return ops.rms_norm(x, self.weight, self.eps).to(ops.autocast_dtype(x))
+
+
+class Rotary(nn.Module):
+    """Rotary positions (arXiv 2104.09864), base 10000, half-split pairs. Holds the frequencies only: tables are made per forward,
+    because a table kept from an earlier call breaks as soon as the module moves to another device."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("inv_freq", 1.0 / (10000 ** (torch.arange(0, dim, 2).float() / dim)))
+
+    def table(self, length: int, dtype: torch.dtype, first: int = 0) -> Rotation:
+        """Turns for positions first .. first + length - 1, in the type that queries and keys will have."""
+        positions = torch.arange(first, first + length, device=self.inv_freq.device, dtype=self.inv_freq.dtype)
+        angles = torch.outer(positions, self.inv_freq)
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout, faster on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.dropout(x, self.p, self.training)
+
+
+class Attention(nn.Module):
+    """Multi-head attention. Self- and cross-attention are the same thing here: `forward(x, x, ...)` or `forward(query, source, ...)`."""
+
+    def __init__(self, d_model: int, n_heads: int, attn_dropout_p: float, resid_dropout_p: float) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.q_proj = nn.Linear(d_model, d_model)
+        self.k_proj = nn.Linear(d_model, d_model)
+        self.v_proj = nn.Linear(d_model, d_model)
+        self.out_proj = nn.Linear(d_model, d_model)
+        self.rotary = Rotary(d_model // n_heads)
+        self.attn_dropout_p = attn_dropout_p
+        self.resid_dropout = Dropout(resid_dropout_p)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # [B, T, d] -> [B, H, T, D]
+
+    def queries(self, x: Tensor, rotation: Rotation | None) -> Tensor:
+        """[B, T, d] -> [B, H, T, D], turned by `rotation` unless it is None."""
+        q = self._heads(self.q_proj(x))
+        return q if rotation is None else ops.rotate(q, *rotation)
+
+    def keys_values(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
+        """[B, T, d] -> keys (turned) and values, each [B, H, T, D]."""
+        k = self._heads(self.k_proj(x))
+        return (k if rotation is None else ops.rotate(k, *rotation)), self._heads(self.v_proj(x))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, mask: Tensor | None = None) -> Tensor:
+        """Softmax attention and output projection: [B, H, Tq, D] x [B, H, Tk, D] -> [B, Tq, d]. `mask` is True where a key may be seen."""
+        dropout_p = self.attn_dropout_p if self.training else 0.0
+        mixed = ops.attention(q, k, v, causal=causal, mask=mask, dropout_p=dropout_p)
+        return self.resid_dropout(self.out_proj(mixed.transpose(1, 2).flatten(2)))  # [B, H, Tq, D] -> [B, Tq, d]
+
+    def forward(self, x: Tensor, source: Tensor, rotation: Rotation | None, causal: bool) -> Tensor:
+        """Let `x` [B, Tq, d] look at `source` [B, Tk, d]; returns [B, Tq, d]."""
+        k, v = self.keys_values(source, rotation)
+        return self.attend(self.queries(x, rotation), k, v, causal=causal)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU feed-forward (arXiv 2002.05202): w2(silu(w1 x) * w3 x), no biases."""
+
+    def __init__(self, d_model: int, ff_dim: int, ffn_dropout_p: float) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(d_model, ff_dim, bias=False)
+        self.w3 = nn.Linear(d_model, ff_dim, bias=False)
+        self.w2 = nn.Linear(ff_dim, d_model, bias=False)
+        self.ffn_dropout = Dropout(ffn_dropout_p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., d] -> [..., d]."""
+        return self.ffn_dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block, causal."""
+
+    def __init__(self, d_model: int, n_heads: int, ff_dim: int, ffn_dropout_p: float, attn_dropout_p: float, resid_dropout_p: float) -> None:
+        super().__init__()
+        self.norm1 = RMSNorm(d_model)
+        self.self_attn = Attention(d_model, n_heads, attn_dropout_p, resid_dropout_p)
+        self.norm2 = RMSNorm(d_model)
+        self.ffn = FeedForward(d_model, ff_dim, ffn_dropout_p)
+
+    def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
+        """[B, T, d] -> [B, T, d]."""
+        seen = self.norm1(x)
+        x = x + self.self_attn(seen, seen, rotation, causal=True)
+        return x + self.ffn(self.norm2(x))
+
+
+def run_blocks(blocks: nn.ModuleList, x: Tensor, *, recompute: bool) -> Tensor:
+    """Run blocks over [B, T, d], with one rotary table for all. `recompute` keeps only block inputs and recomputes the rest in the backward pass."""
+    if len(blocks) == 0:
+        return x
+    rotation = blocks[0].self_attn.rotary.table(x.shape[1], ops.autocast_dtype(x))
+    for block in blocks:
+        x = checkpoint(block, x, rotation, use_reentrant=False) if recompute else block(x, rotation)
+    return x

@@ -1,0 +1,30 @@
+"""Loading and saving tokenizers and predictors by folder or hub id."""
+
+from pathlib import Path
+from typing import Any
+
+from kronos.network import Kronos
+from kronos.tokenizer import KronosTokenizer
+from kronos.weights import fingerprint, load_module, save_module
+
+__all__ = ["fingerprint", "load_predictor", "load_tokenizer", "save_module"]
+
+
+def load_tokenizer(name: str | Path, *, revision: str | None = None, **dropouts: float) -> KronosTokenizer:
+    """The tokenizer in a local folder or under a hub id (e.g. NeoQuasar/Kronos-Tokenizer-base), float32, CPU, evaluation mode.
+
+    `dropouts` (e.g. ffn_dropout_p=0.1) replace the saved ones. Raises InputError naming file, value and fix.
+    """
+    return _load(KronosTokenizer, name, revision, dropouts)
+
+
+def load_predictor(name: str | Path, *, revision: str | None = None, **dropouts: float) -> Kronos:
+    """The predictor in a local folder or under a hub id (e.g. NeoQuasar/Kronos-small), float32, CPU, evaluation mode.
+
+    `dropouts` (e.g. resid_dropout_p=0.1) replace the saved ones. Raises InputError naming file, value and fix.
+    """
+    return _load(Kronos, name, revision, dropouts)
+
+
+def _load(cls: type, name: str | Path, revision: str | None, dropouts: dict[str, Any]) -> Any:
+    return load_module(cls, name, revision=revision, overrides=dropouts)

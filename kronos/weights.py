@@ -1,0 +1,169 @@
+"""Model folders on disk: config.json and model.safetensors, written atomically, read with every tensor checked before it is used.
+
+Only safetensors is read or written: no pickle is ever loaded.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from kronos.errors import InputError, MissingFileError
+from kronos.hub import find_folder
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+_MAX_HEADER = 8 << 20  # bytes; the largest published model needs 30 KB
+_NAMED = 3  # how many wrong tensors a message names
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to disk, then put it in place: `path` is never half-written.
+
+    Raises InputError for a full disk, a missing permission or a read-only place; what was at `path` before survives.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True) if path.parent.is_dir() else None
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        fix = "free some space" if full else "check free space and permission to write there"
+        raise InputError(f"cannot write {path} ({error}): {fix}, or choose another output folder; any earlier file there is untouched") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":  # elsewhere a folder cannot be opened, and renames are durable
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save_module(module: nn.Module, folder: str | Path) -> Path:
+    """Write `module` (anything with a `config` dict) as config.json and model.safetensors under `folder`, each atomically, weights first.
+
+    Returns the folder. Raises InputError where it cannot be written.
+    """
+    folder = Path(folder)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    text = json.dumps(module.config, indent=2, sort_keys=True)
+    write_atomically(folder / WEIGHTS_FILE, lambda temporary: save_file(state, temporary, metadata={"format": "pt"}))
+    write_atomically(folder / CONFIG_FILE, lambda temporary: _write_text(temporary, text))
+    return folder
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Hex digest of a module's configuration and weights, the same on every device; keys caches of what the module computed."""
+    digest = hashlib.blake2b(json.dumps(module.config, sort_keys=True).encode(), digest_size=16)
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def load_module(cls: type, name: str | Path, *, revision: str | None = None, overrides: Mapping[str, Any] | None = None) -> nn.Module:
+    """Build `cls` from the folder or hub id `name`, in float32 and evaluation mode.
+
+    `overrides` may replace dropout arguments. Raises InputError, naming file, value and fix, for whatever is missing, damaged,
+    of the wrong shape or not finite.
+    """
+    folder = find_folder(name, (CONFIG_FILE, WEIGHTS_FILE), revision)
+    arguments = _read_config(folder / CONFIG_FILE, cls)
+    for key, value in (overrides or {}).items():
+        if key not in arguments or not key.endswith("_dropout_p"):
+            raise InputError(f"{key}={value!r} cannot be given when loading {folder}: only dropouts may differ from what was saved")
+        arguments[key] = value
+    try:
+        with torch.device("meta"):  # sizes first: a wrong config never allocates memory
+            module = cls(**arguments)
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG_FILE}: {error}") from error
+    module.load_state_dict(_read_weights(folder / WEIGHTS_FILE, module.state_dict()), assign=True)
+    return module.eval()
+
+
+def _read_config(path: Path, cls: type) -> dict[str, Any]:
+    if not path.is_file():
+        raise MissingFileError(f"{path} is missing: a {cls.__name__} folder holds {CONFIG_FILE} and {WEIGHTS_FILE}; check the folder you named")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON ({error}): copy it again from where the weights came from") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error}): check its permissions") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} holds a {type(config).__name__}, not an object of {cls.__name__}'s arguments")
+    wanted = cls.argument_names()
+    missing, unknown = [key for key in wanted if key not in config], sorted(set(config) - set(wanted))
+    if missing or unknown:
+        parts = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
+        raise InputError(f"{path} {' and '.join(parts)}: it does not describe a {cls.__name__}; is this the folder of another model?")
+    return config
+
+
+def _read_weights(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, after checking header, names and shapes against `expected` (meta tensors)."""
+    if not path.is_file():
+        raise MissingFileError(f"{path} is missing: weights are read from {WEIGHTS_FILE} only (a .bin or .pt file must be converted first)")
+    try:
+        _check_header(path)
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            _check_names(path, {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}, expected)  # noqa: SIM118
+            state = {key: _finite(path, key, file.get_tensor(key), like) for key, like in expected.items()}
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged or cut off ({error}): copy or download it again") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error}): check its permissions") from error
+    return state
+
+
+def _check_header(path: Path) -> None:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+    length = struct.unpack("<Q", head)[0] if len(head) == 8 else None
+    if length is None or length > size - 8:
+        raise InputError(f"{path} is damaged or cut off ({size:,} bytes are fewer than its header claims): copy or download it again")
+    if length > _MAX_HEADER:
+        raise InputError(f"{path} has a header of {length:,} bytes, more than any model needs ({_MAX_HEADER:,}): refused; download it again")
+
+
+def _check_names(path: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, Tensor]) -> None:
+    problems = [f"{key} is missing" for key in expected if key not in found]
+    problems += [f"{key} is not part of the model" for key in found if key not in expected]
+    for key, like in expected.items():
+        if key in found and found[key] != tuple(like.shape):
+            problems.append(f"{key} is {found[key]}, config.json implies {tuple(like.shape)}")
+    if problems:
+        more = f" (and {len(problems) - _NAMED} more)" if len(problems) > _NAMED else ""
+        raise InputError(f"{path} does not fit its {CONFIG_FILE}: {'; '.join(problems[:_NAMED])}{more}. Use weights and config of the same model")
+
+
+def _finite(path: Path, key: str, tensor: Tensor, like: Tensor) -> Tensor:
+    if tensor.is_floating_point() != like.is_floating_point():
+        raise InputError(f"{path}: {key} is of type {tensor.dtype}, expected {like.dtype}: copy or download it again")
+    if not torch.isfinite(tensor).all():
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise InputError(f"{path}: {key} has {bad} NaN or infinite values of {tensor.numel()}: the training run that wrote it diverged; use an earlier one")
+    return tensor.to(like.dtype, copy=True)  # a copy: what safetensors maps is unaligned, and dies with the file

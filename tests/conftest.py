@@ -1,0 +1,11 @@
+"""Shared by all tests: one thread per process (2 cores are shared by ranks), no network, no tracking service."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.pop("COMET_API_KEY", None)
+
+import torch  # noqa: E402
+
+torch.set_num_threads(1)

@@ -1,0 +1,34 @@
+"""Two gloo ranks against one process: the same gradients, the same weights, the same decisions."""
+
+import pytest
+import torch
+from ranks import TESTS, run_ranks
+
+
+def results(what, out, size):
+    for done in run_ranks([str(TESTS / "rank_worker.py"), what, str(out)], size):
+        assert done.returncode == 0, done.stderr
+    return [torch.load(out / f"{what}-{size}-{rank}.pt", weights_only=True) for rank in range(size)]
+
+
+@pytest.mark.parametrize("what, tolerance", [("predictor", 1e-6), ("tokenizer", 1e-9), ("remainder", 1e-6)])
+def test_two_ranks_equal_one_process_with_accumulation_two(tmp_path, what, tolerance):
+    """Fault 3 of the public code: it calls model.module under DDP, so gradients are never averaged and ranks drift apart."""
+    one = results(what, tmp_path, 1)[0]
+    first, second = results(what, tmp_path, 2)
+    for name in one:
+        assert torch.equal(first[name], second[name]), f"the ranks differ in {name}"
+        torch.testing.assert_close(first[name], one[name], rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_same_step_and_saves(tmp_path):
+    first, second = results("stopped", tmp_path, 2)
+    assert first["kind"] == second["kind"] == "Interrupted"
+    assert first["error"].split("at step")[1].split(",")[0] == second["error"].split("at step")[1].split(",")[0]
+    assert list((tmp_path / "run" / "checkpoints").glob("last-*"))
+
+
+def test_two_ranks_fill_one_token_cache_and_train_from_it_as_without(tmp_path):
+    for rank in results("cached", tmp_path, 2):
+        for name in [n for n in rank if n.startswith("on.")]:
+            assert torch.equal(rank[name], rank["off" + name[2:]])
