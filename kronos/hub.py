@@ -27,8 +27,13 @@ def find_folder(name: str | Path, files: Sequence[str], revision: str | None = N
     if path.is_file():
         raise InputError(f"{name} is a file: give the folder that holds {' and '.join(files)}")
     if not _HUB_ID.fullmatch(str(name)):
-        raise MissingFileError(f"there is no folder {str(name)!r}: give a folder that holds {' and '.join(files)}, or a hub id such as NeoQuasar/Kronos-mini")
-    cached = [try_to_load_from_cache(str(name), file, revision=revision) for file in files]
+        raise MissingFileError(
+            f"there is no folder {str(name)!r}: give a folder that holds {' and '.join(files)}, or a hub id such as NeoQuasar/Kronos-mini"
+        )
+    try:
+        cached = [try_to_load_from_cache(str(name), file, revision=revision) for file in files]
+    except HFValidationError as error:
+        raise MissingFileError(f"{str(name)!r} is neither a folder nor a hub id ({error}): check the spelling") from error
     if all(isinstance(file, str) for file in cached) and len({Path(file).parent for file in cached}) == 1:
         return Path(cached[0]).parent
     return _download(str(name), files, revision)
@@ -48,10 +53,11 @@ def _download(name: str, files: Sequence[str], revision: str | None) -> Path:
     try:
         paths = [Path(hf_hub_download(name, file, revision=revision)) for file in files]
     except RepositoryNotFoundError as error:
-        raise InputError(f"{name!r} is neither a local folder nor a repository on {constants.ENDPOINT} you may read: check the spelling") from error
+        where = f"neither a local folder nor a repository on {constants.ENDPOINT} that you may read"
+        raise InputError(f"{name!r} is {where}: check the spelling") from error
     except EntryNotFoundError as error:
         raise InputError(f"hub repository {name!r} lacks one of {', '.join(files)}: it is not a Kronos model ({error})") from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (HfHubHTTPError, OSError) as error:
         raise InputError(f"downloading {name!r} failed ({error}): try again, or {_local_advice(name, files)}") from error
     return paths[0].parent
 

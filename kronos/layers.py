@@ -106,7 +106,9 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block, causal."""
 
-    def __init__(self, d_model: int, n_heads: int, ff_dim: int, ffn_dropout_p: float, attn_dropout_p: float, resid_dropout_p: float) -> None:
+    def __init__(
+        self, d_model: int, n_heads: int, ff_dim: int, ffn_dropout_p: float, attn_dropout_p: float, resid_dropout_p: float
+    ) -> None:
         super().__init__()
         self.norm1 = RMSNorm(d_model)
         self.self_attn = Attention(d_model, n_heads, attn_dropout_p, resid_dropout_p)
@@ -121,9 +123,13 @@ class Block(nn.Module):
 
 
 def run_blocks(blocks: nn.ModuleList, x: Tensor, *, recompute: bool) -> Tensor:
-    """Run blocks over [B, T, d], with one rotary table for all. `recompute` keeps only block inputs and recomputes the rest in the backward pass."""
+    """Run blocks over [B, T, d], with one rotary table for all.
+
+    `recompute` keeps only the input of each block and computes the rest again in the backward pass.
+    """
     if len(blocks) == 0:
         return x
+    x = x.to(blocks[0].norm1.weight.dtype)  # under autocast the residual sum stays in float32
     rotation = blocks[0].self_attn.rotary.table(x.shape[1], ops.autocast_dtype(x))
     for block in blocks:
         x = checkpoint(block, x, rotation, use_reentrant=False) if recompute else block(x, rotation)

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from kronos.hub import find_folder
 from kronos.network import Kronos
 from kronos.tokenizer import KronosTokenizer
-from kronos.weights import fingerprint, load_module, save_module
+from kronos.weights import CONFIG_FILE, fingerprint, load_module, read_config, save_module
 
-__all__ = ["fingerprint", "load_predictor", "load_tokenizer", "save_module"]
+__all__ = ["fingerprint", "load_predictor", "load_tokenizer", "read_arguments", "save_module"]
 
 
 def load_tokenizer(name: str | Path, *, revision: str | None = None, **dropouts: float) -> KronosTokenizer:
@@ -28,3 +29,12 @@ def load_predictor(name: str | Path, *, revision: str | None = None, **dropouts:
 
 def _load(cls: type, name: str | Path, revision: str | None, dropouts: dict[str, Any]) -> Any:
     return load_module(cls, name, revision=revision, overrides=dropouts)
+
+
+def read_arguments(cls: type, name: str | Path) -> dict[str, Any]:
+    """Constructor arguments of `cls` (Kronos or KronosTokenizer) from a config.json, the folder that holds it, or a hub id.
+
+    Raises InputError or MissingFileError naming the file and what is wrong in it.
+    """
+    path = Path(name).expanduser()
+    return read_config(path if path.is_file() else find_folder(name, [CONFIG_FILE]) / CONFIG_FILE, cls)

@@ -14,8 +14,12 @@ _PLAIN_ATTENTION_KEYS = 512  # up to here bf16 attention with its score matrix w
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
     """The type that matrix products will take `x` in: autocast's if it is on for x's device, otherwise x's own."""
+    return torch.get_autocast_dtype(x.device.type) if _autocasting(x) and x.dtype != torch.float64 else x.dtype
+
+
+def _autocasting(x: Tensor) -> bool:
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and x.dtype != torch.float64 else x.dtype
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -39,7 +43,9 @@ class _RMSNorm(torch.autograd.Function):
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm over the last dimension; statistics in at least float32, result in x's own type."""
-    return _RMSNorm.apply(x, weight, eps).to(x.dtype)
+    if x.device.type == "cpu":
+        return _RMSNorm.apply(x, weight, eps).to(x.dtype)
+    return F.rms_norm(x.to(weight.dtype), weight.shape, weight, eps).to(x.dtype)
 
 
 class _Dropout(torch.autograd.Function):
@@ -79,13 +85,13 @@ class _Rotate(torch.autograd.Function):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (x[i], x[i + D/2]) of [B, H, T, D] by angles given as cos [T, D] (twice the half) and sin [T, D] (minus, then plus)."""
+    """Turn the pairs (x[i], x[i + D/2]) of [B, H, T, D]; cos [T, D] holds the cosines twice, sin [T, D] minus the sines, then the sines."""
     return _Rotate.apply(x, cos, sin)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, mask: Tensor | None = None, dropout_p: float = 0.0) -> Tensor:
     """Softmax attention of [B, H, Tq, D] over [B, H, Tk, D]; `mask` [.., Tq, Tk] is True where a key may be seen. Returns [B, H, Tq, D]."""
-    reduced = q.dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled(q.device.type)
+    reduced = q.dtype in (torch.bfloat16, torch.float16) or _autocasting(q)
     plain = q.device.type == "cpu" and torch.is_grad_enabled() and (reduced or dropout_p > 0) and k.shape[2] <= _PLAIN_ATTENTION_KEYS
     if not plain or mask is not None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p, is_causal=causal)

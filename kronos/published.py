@@ -48,7 +48,7 @@ def check_arguments(cls: "type[PublishedModule]", given: Mapping[str, Any]) -> d
         _check_value(key, value)
     d_model, n_heads = arguments["d_model"], arguments["n_heads"]
     if d_model % (2 * n_heads):
-        raise InputError(f"d_model {d_model} with n_heads {n_heads}: rotary positions need an even, whole head size; make d_model a multiple of {2 * n_heads}")
+        raise InputError(f"d_model {d_model} with n_heads {n_heads}: heads must be of even size; make d_model a multiple of {2 * n_heads}")
     if d_model % 8:
         raise InputError(f"d_model is {d_model}: the four cross-attention heads need a multiple of 8")
     return arguments

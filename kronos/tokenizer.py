@@ -78,4 +78,8 @@ class KronosTokenizer(PublishedModule):
 
     def decode(self, ids: Tensor | tuple[Tensor, Tensor], half: bool = True) -> Tensor:
         """Ids as `encode` gives them -> rebuilt bars [B, T, d_in]."""
-        return self._rebuild(self.post_quant_embed(self.tokenizer.codes(ids, half, self.head.weight.dtype)))
+        return self._rebuild(self.vectors_of(ids, half))
+
+    def vectors_of(self, ids: Tensor | tuple[Tensor, Tensor], half: bool = True) -> Tensor:
+        """Ids [...] -> what the decoder reads, [..., d_model]."""
+        return self.post_quant_embed(self.tokenizer.codes(ids, half, self.head.weight.dtype))

@@ -40,10 +40,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True) if path.parent.is_dir() else None
+        if path.parent.is_dir():
+            temporary.unlink(missing_ok=True)
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         fix = "free some space" if full else "check free space and permission to write there"
-        raise InputError(f"cannot write {path} ({error}): {fix}, or choose another output folder; any earlier file there is untouched") from error
+        raise InputError(f"cannot write {path} ({error}): {fix}, or choose another folder; an earlier file there is untouched") from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -89,7 +90,7 @@ def load_module(cls: type, name: str | Path, *, revision: str | None = None, ove
     of the wrong shape or not finite.
     """
     folder = find_folder(name, (CONFIG_FILE, WEIGHTS_FILE), revision)
-    arguments = _read_config(folder / CONFIG_FILE, cls)
+    arguments = read_config(folder / CONFIG_FILE, cls)
     for key, value in (overrides or {}).items():
         if key not in arguments or not key.endswith("_dropout_p"):
             raise InputError(f"{key}={value!r} cannot be given when loading {folder}: only dropouts may differ from what was saved")
@@ -103,9 +104,10 @@ def load_module(cls: type, name: str | Path, *, revision: str | None = None, ove
     return module.eval()
 
 
-def _read_config(path: Path, cls: type) -> dict[str, Any]:
+def read_config(path: Path, cls: type) -> dict[str, Any]:
+    """Constructor arguments of `cls` from a config.json; raises InputError naming the file and what is wrong."""
     if not path.is_file():
-        raise MissingFileError(f"{path} is missing: a {cls.__name__} folder holds {CONFIG_FILE} and {WEIGHTS_FILE}; check the folder you named")
+        raise MissingFileError(f"{path} is missing: a {cls.__name__} folder holds {CONFIG_FILE} and {WEIGHTS_FILE}; check its name")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -146,7 +148,7 @@ def _check_header(path: Path) -> None:
     if length is None or length > size - 8:
         raise InputError(f"{path} is damaged or cut off ({size:,} bytes are fewer than its header claims): copy or download it again")
     if length > _MAX_HEADER:
-        raise InputError(f"{path} has a header of {length:,} bytes, more than any model needs ({_MAX_HEADER:,}): refused; download it again")
+        raise InputError(f"{path} has a header of {length:,} bytes, no model needs more than {_MAX_HEADER:,}: refused; download it again")
 
 
 def _check_names(path: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, Tensor]) -> None:
@@ -157,7 +159,8 @@ def _check_names(path: Path, found: Mapping[str, tuple[int, ...]], expected: Map
             problems.append(f"{key} is {found[key]}, config.json implies {tuple(like.shape)}")
     if problems:
         more = f" (and {len(problems) - _NAMED} more)" if len(problems) > _NAMED else ""
-        raise InputError(f"{path} does not fit its {CONFIG_FILE}: {'; '.join(problems[:_NAMED])}{more}. Use weights and config of the same model")
+        named = "; ".join(problems[:_NAMED])
+        raise InputError(f"{path} does not fit its {CONFIG_FILE}: {named}{more}. Use weights and config of the same model")
 
 
 def _finite(path: Path, key: str, tensor: Tensor, like: Tensor) -> Tensor:
@@ -165,5 +168,5 @@ def _finite(path: Path, key: str, tensor: Tensor, like: Tensor) -> Tensor:
         raise InputError(f"{path}: {key} is of type {tensor.dtype}, expected {like.dtype}: copy or download it again")
     if not torch.isfinite(tensor).all():
         bad = int((~torch.isfinite(tensor)).sum())
-        raise InputError(f"{path}: {key} has {bad} NaN or infinite values of {tensor.numel()}: the training run that wrote it diverged; use an earlier one")
+        raise InputError(f"{path}: {bad} of {tensor.numel()} values of {key} are NaN or infinite: its training diverged; use other weights")
     return tensor.to(like.dtype, copy=True)  # a copy: what safetensors maps is unaligned, and dies with the file

@@ -31,7 +31,7 @@ def make_panel(
     clock = bars["timestamps"].dt
     return Panel.build(
         features=bars[list(KRONOS_NAMES)].to_numpy(np.float32),
-        stamps=np.stack([clock.minute, clock.hour, clock.weekday, clock.day, clock.month], axis=1).astype(np.uint8),
+        stamps=np.stack([clock.minute, clock.hour, clock.day_of_week, clock.day, clock.month], axis=1).astype(np.uint8),
         times=bars["timestamps"].to_numpy("datetime64[ns]").astype(np.int64),
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
         series=[SeriesInfo(f"S{i:02d}", freq) for i in range(len(lengths))],

@@ -114,7 +114,8 @@ class _Header:
 def _header(text: str, file: Path) -> _Header:
     """The first line that is not empty. A column without a name is called unnamed_1, unnamed_2, ... by its place."""
     start = _EMPTY_LINES.match(text).end()
-    line = _LINE_END.split(text[start:], maxsplit=1)[0]
+    end = _LINE_END.search(text, start)
+    line = text[start : end.start() if end else None]
     separator = max(_SEPARATORS, key=line.count)
     try:
         names = [name.strip() for name in next(csv.reader([line], delimiter=separator))]

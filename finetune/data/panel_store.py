@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune.engine.files import explained
 from kronos.errors import InputError, MissingFileError
 
 META_FILE = "panel.json"
@@ -35,20 +36,18 @@ def is_panel_folder(folder: Path) -> bool:
 def write_folder(folder: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> Path:
     """Write into a temporary sibling, flush it to the disk, then rename: a reader sees the old panel, the new one, or none.
 
-    Raises InputError if `folder` exists and is not a panel (or empty), or if the disk refuses.
+    Raises InputError if `folder` exists and is not a panel (or empty), or if the disk is full or may not be written.
     """
     folder = Path(os.path.abspath(folder))
     if folder.exists() and not is_panel_folder(folder) and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError(f"{folder}: exists and is not a panel, so it is not overwritten; choose another folder or remove it")
     fresh, old = (folder.with_name(f".{folder.name}.{tag}-{os.getpid()}") for tag in ("new", "old"))
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(fresh, ignore_errors=True)
-        _write_files(fresh, arrays, meta)
-        _swap(fresh, folder, old)
-    except OSError as error:
-        why = error.strerror or error
-        raise InputError(f"{folder}: the panel could not be written ({why}); free some space or choose another folder") from error
+        with explained(folder, "cannot write the panel"):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(fresh, ignore_errors=True)
+            _write_files(fresh, arrays, meta)
+            _swap(fresh, folder, old)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return folder

@@ -41,6 +41,7 @@ class Times:
     """times [n] int64: ns UTC. wall [n] int64: ns of the exchange's wall clock. zone: IANA name, "UTC", "+08:00" or "-05:00/-04:00".
 
     missing [n] bool: the cell is empty. faults: cells that could not be read. Both clocks are 0 where missing or at fault.
+    assumed: no zone was written and none was given, so UTC was assumed.
     """
 
     times: np.ndarray
@@ -48,6 +49,7 @@ class Times:
     zone: str
     missing: np.ndarray
     faults: tuple[Fault, ...]
+    assumed: bool
 
 
 @dataclass
@@ -298,7 +300,7 @@ def _place(cells: _Cells, zone: zoneinfo.ZoneInfo | None, array: pa.Array) -> Ti
             times[naive] = np.where(local.isna(), 0, _ns(local.tz_convert("UTC").tz_localize(None)))
         if aware.any():
             wall[aware] = _ns(pd.DatetimeIndex(times[aware], tz="UTC").tz_convert(zone).tz_localize(None))
-    return Times(times, wall, label, cells.missing, tuple(faults))
+    return Times(times, wall, label, cells.missing, tuple(faults), zone is None and bool(naive.any()))
 
 
 def _ns(index: pd.DatetimeIndex) -> np.ndarray:

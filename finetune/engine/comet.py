@@ -171,14 +171,13 @@ def _within(
     def work() -> None:
         try:
             result = call()
+            with lock:
+                results.append(result)
+                late = state["late"]
+            if late and abandoned is not None:
+                abandoned(result)
         except Exception as error:
             errors.append(error)
-            return
-        with lock:
-            results.append(result)
-            late = state["late"]
-        if late and abandoned is not None:
-            abandoned(result)
 
     thread = threading.Thread(target=work, name="comet", daemon=True)
     thread.start()

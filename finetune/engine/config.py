@@ -74,16 +74,17 @@ def load_config(
     layers += [_override_layer(schema, text, problems) for text in overrides]
     given: Layer = {}
     for layer in layers:
-        _merge(schema, given, layer, problems)
+        _merge(schema, given, layer)
     config = _validated(schema, given, problems)
     if problems or config is None:
         raise InputError(_message(path, problems))
-    config._sources.update({".".join(path): value.where for path, value in given.items()})
+    for keys, value in given.items():
+        config._sources[".".join(keys)] = f"file, {value.where}" if value.level == FILE else value.where
     return config
 
 
 def sources(config: Section) -> dict[str, str]:
-    """Where each value of a loaded configuration came from: "line 12", "--set", "environment NAME", "default" or "filled in"."""
+    """Where each value of a loaded configuration came from: "file, line 12", "--set", "environment NAME", "default" or "filled in"."""
     found = {}
     for path, known in fields_of(type(config)):
         name = ".".join(path)
@@ -93,19 +94,21 @@ def sources(config: Section) -> dict[str, str]:
 
 
 def resolved(config: Section) -> dict[str, Any]:
-    """The configuration as plain values for a run folder's config.yaml (write it with `to_yaml`); secrets are left out."""
-    out = {}
-    for name, known in type(config).model_fields.items():
-        if not is_secret(known):
-            out[name] = _plain(getattr(config, name))
-    return out
+    """The configuration as plain values for a run folder's config.yaml (write it with `to_yaml`).
+
+    Secrets are left out, and so is what is None by default and in fact.
+    """
+    kept = {name: getattr(config, name) for name, known in type(config).model_fields.items() if not is_secret(known)}
+    return {name: _plain(value) for name, value in kept.items() if value is not None or type(config).model_fields[name].default is not None}
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Section):
-        return {name: item for name, item in resolved(value).items() if item is not None}
+        return resolved(value)
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
@@ -124,12 +127,16 @@ MAX_TOLD = 40  # problems shown in one message
 
 @dataclass(frozen=True)
 class Given:
-    """A value and where it stood. level: FILE, ENV or FLAG. lines: of the keys inside a value that is a mapping."""
+    """A value and where it stood. level: FILE, ENV or FLAG. lines: of the keys inside a value that is a mapping.
+
+    partial: a mapping that changes single keys of the one below (--set model.predictor.n_layers=2) instead of replacing it.
+    """
 
     value: Any
     where: str
     level: int
     lines: Mapping[KeyPath, int] = field(default_factory=dict, compare=False)
+    partial: bool = False
 
 
 Layer = dict[KeyPath, Given]
@@ -147,7 +154,7 @@ def _file_layer(schema: type[Section], path: Path, problems: list[Problem]) -> L
     document = read_yaml(path)
     layer = _Flattener(schema, FILE, "", document.lines, problems).layer(document.tree)
     for keys, known in fields_of(schema):
-        if keys in layer and setting(known, "path") == "in":
+        if keys in layer and setting(known, "path") == "in" and layer[keys].value not in setting(known, "words"):
             layer[keys] = replace(layer[keys], value=_beside(path.parent, layer[keys].value))
     return layer
 
@@ -175,7 +182,8 @@ def _override_layer(schema: type[Section], text: str, problems: list[Problem]) -
         return {}
     for part in reversed(path):
         tree = {part: tree}
-    return _Flattener(schema, FLAG, "--set", {}, problems).layer(tree)
+    layer = _Flattener(schema, FLAG, "--set", {}, problems).layer(tree)
+    return {keys: replace(given, partial=len(path) > len(keys)) for keys, given in layer.items()}
 
 
 class _Flattener:
@@ -210,7 +218,7 @@ class _Flattener:
         if isinstance(value, dict):
             self.walk(section, value, path)
         elif value is not None:  # nothing below `training:` is fine
-            text = f"{_name(path)} is {_shown(value)}; expected: a section with keys such as {', '.join(list(section.model_fields)[:4])}"
+            text = f"{_name(path)} is {kind_of(value)}; expected: a section with keys such as {', '.join(list(section.model_fields)[:4])}"
             self.problems.append(Problem(self.where(path), text))
 
     def unknown(self, path: KeyPath) -> None:
@@ -225,15 +233,14 @@ class _Flattener:
         self.found.setdefault(target, Given(value, self.where(alias), self.level))
 
 
-def _merge(schema: type[Section], given: Layer, layer: Layer, problems: list[Problem]) -> None:
+def _merge(schema: type[Section], given: Layer, layer: Layer) -> None:
     """Put a layer on top of what is there."""
     for path, new in layer.items():
         for hidden in _hidden_by(schema, path):
             if hidden in given and given[hidden].level < new.level:
                 del given[hidden]
         old = given.get(path)
-        # model.predictor.n_layers=2 on top of a mapping changes one key of it; on top of a name such as `mini` it starts a new mapping
-        if old is not None and new.level == FLAG and isinstance(new.value, dict) and isinstance(old.value, dict):
+        if old is not None and new.partial and isinstance(old.value, dict):  # on top of a name such as `mini` it starts a new mapping
             new = replace(new, value={**old.value, **new.value})
         given[path] = new
 
@@ -294,8 +301,8 @@ def _explain(schema: type[Section], given: Layer, detail: Mapping[str, Any]) -> 
             yield Problem(_where(given, full), f"{_name(full)}: {text}" if full else text)
         return
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
-    known = find_field(schema, path)
-    if detail["type"] == "extra_forbidden" or known is None:
+    known = next(found for end in range(len(path), 0, -1) if (found := find_field(schema, path[:end])))
+    if detail["type"] == "extra_forbidden":
         yield Problem(_where(given, path), unknown_key(schema, path))
     elif detail["type"] == "missing":
         yield Problem(_where(given, path), f"{name} is missing; {known.description}")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from kronos.errors import InputError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,22 @@ class World:
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """Do `work` on rank 0 and give its (picklable, small) result to every rank; its InputError is raised on all of them,
+        so that none waits for one that has ended."""
+        if self.size == 1:
+            return work()
+        told: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                told[0] = work()
+            except InputError as error:
+                told[1] = str(error)
+        dist.broadcast_object_list(told, device=self.device if self.device.type == "cuda" else None)
+        if told[1] is not None:
+            raise InputError(told[1])
+        return told[0]
 
 
 def pick_device(use_cuda: bool = True, device_id: int = 0, name: str = "auto") -> str:

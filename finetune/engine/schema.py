@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, SecretStr, Tag, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
@@ -29,16 +41,24 @@ ENVIRONMENT = {
 
 
 def key(
-    default: Any, description: str, *, env: str | None = None, path: Literal["in", "out"] | None = None, example: Any = None, **limits: Any
+    default: Any,
+    description: str,
+    *,
+    env: str | None = None,
+    path: Literal["in", "out"] | None = None,
+    words: Iterable[str] = (),
+    example: Any = None,
+    **limits: Any,
 ) -> Any:
     """A key of a section: its default (`...`: required), what it means, and its limits (ge, gt, le, lt, max_length).
 
     env: the environment variable that sets it, one of ENVIRONMENT. path: the text is a file or folder that a run reads ("in": looked up
     beside the configuration file first, then from the current folder) or writes ("out": from the current folder); `~` is the home folder.
+    words: texts that are never a path.
     """
     assert env is None or env in ENVIRONMENT, f"{env} is not in the table of environment variables"
-    extra = {"env": env, "path": path, "example": example}
-    return Field(default, description=description, json_schema_extra={k: v for k, v in extra.items() if v is not None}, **limits)
+    extra = {"env": env, "path": path, "words": tuple(words), "example": example}
+    return Field(default, description=description, json_schema_extra=extra, **limits)
 
 
 def text_or(section: type[Section]) -> Any:
@@ -90,8 +110,12 @@ class Section(BaseModel):
     @classmethod
     def _as_people_write(cls, value: Any, info: ValidationInfo) -> Any:
         annotation = cls.model_fields[info.field_name].annotation
+        if setting(cls.model_fields[info.field_name], "path") and any(_UNPRINTABLE.search(text) for text in _texts(value)):
+            raise PydanticCustomError("characters", "holds control characters")
         if isinstance(value, bool):
             return _from_switch(value, annotation)
+        if isinstance(value, str) and value and accepts(annotation, list[str]) and not accepts(annotation, str):
+            return [value]  # one is a list of one
         if value is None and not accepts(annotation, type(None)):
             if accepts(annotation, str):
                 return ""
@@ -106,6 +130,13 @@ class Section(BaseModel):
         if found := list(self.problems()):
             raise PydanticCustomError("problems", "{text}", {"text": "; ".join(text for _, text in found), "problems": found})
         return self
+
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+def _texts(value: Any) -> list[str]:
+    return [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
 
 
 def _from_switch(value: bool, annotation: Any) -> Any:
@@ -150,7 +181,7 @@ def is_secret(field: FieldInfo) -> bool:
 
 
 def setting(field: FieldInfo, name: str) -> Any:
-    """What `key` was told about a field: its env, path or example."""
+    """What `key` was told about a field: its env, path, words or example."""
     extra = field.json_schema_extra
     return extra.get(name) if isinstance(extra, dict) else None
 
@@ -197,19 +228,19 @@ def describe_keys(schema: type[Section]) -> list[KeyRow]:
 
 def key_table(schema: type[Section]) -> str:
     """The table of keys as Markdown."""
-    rows = [KeyRow("key", "type", "default", "meaning"), KeyRow("---", "---", "---", "---")]
-    rows += [KeyRow(f"`{row.key}`", row.type, f"`{row.default}`", row.description) for row in describe_keys(schema)]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in rows)
+    rows = [KeyRow(f"`{row.key}`", row.type, f"`{row.default}`", row.description) for row in describe_keys(schema)]
+    head = "| key | type | default | meaning |\n| --- | --- | --- | --- |\n"
+    return head + "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in rows)
 
 
 def template(schema: type[Section]) -> str:
     """A YAML file with every key at its default, each with a comment: type and meaning. Required keys get their example."""
-    lines: list[str] = []
+    lines = ["# Every key with its meaning, [type] and default, which holds if a file leaves it out. Generated: tests/test_config_csv.py."]
     opened: KeyPath = ()
     for (path, field), row in zip(fields_of(schema), describe_keys(schema), strict=True):
         for depth in range(len(path) - 1):
             if path[: depth + 1] != opened[: depth + 1]:
-                lines += [""] * (depth == 0 and bool(lines)) + ["  " * depth + path[depth] + ":"]
+                lines += [""] * (depth == 0) + ["  " * depth + path[depth] + ":"]
         opened = path[:-1]
         indent = "  " * len(opened)
         value = _flow(setting(field, "example")) if field.is_required() else row.default
@@ -243,6 +274,8 @@ def _type_words(annotation: Any) -> str:
         return "one of " + ", ".join(map(str, get_args(annotation)))
     if get_origin(annotation) is list:
         return "list of " + " or ".join(_type_words(part).removeprefix("one of ") for part in parts_of(get_args(annotation)[0]))
+    if get_origin(annotation) is dict:
+        return "mapping"
     if section := section_of(annotation):
         return "mapping with " + ", ".join(section.model_fields)
     return _WORDS.get(annotation, "value")

@@ -1,4 +1,4 @@
-"""Sections that several commands' configurations share: windows, training, models, devices, forecasts. Defaults are upstream's documented ones."""
+"""Sections that several commands share: windows, training, models, devices, forecasts. Known keys have upstream's documented defaults."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from pydantic import ValidationInfo, field_validator
 from finetune.engine.config import Section, key, number_or, text_or
 from finetune.engine.distributed import pick_device
 from finetune.engine.settings import Amp, Augmentation, FitSettings, Schedule
+from finetune.engine.stages import Stage
 from kronos import Kronos, KronosTokenizer, presets
 from kronos.errors import InputError
-
-Stage = Literal["tokenizer", "predictor"]
 
 
 class WindowSection(Section):
@@ -31,7 +30,7 @@ class WindowSection(Section):
     val_ratio: float = key(0.1, "share of the bars after those, to choose the best model on", gt=0, le=1)
     test_ratio: float = key(0.0, "share of the bars after those, left for a test", ge=0, le=1)
     split: Literal["date", "per_symbol"] = key(
-        "date", "date: one cut in time for all series, so nothing in training is later than anything in validation; per_symbol: each its own"
+        "date", "date: one cut for all series, so that nothing in training is later than anything in validation; per_symbol: each its own"
     )
     window_stride: int = key(1, "bars between the starts of two training windows; 1 uses every window", ge=1)
 
@@ -60,8 +59,8 @@ class TrainingSection(Section):
 
     aliases: ClassVar = {"epochs": ("tokenizer_epochs", "basemodel_epochs"), "pct_start": ("warmup_ratio",)}
 
-    tokenizer_epochs: int = key(30, "passes over the training windows for the tokenizer (`epochs` sets this and the next)", ge=1, le=1_000_000)
-    basemodel_epochs: int = key(30, "passes over the training windows for the predictor", ge=1, le=1_000_000)
+    tokenizer_epochs: int = key(30, "epochs of the tokenizer (`epochs` sets this and the next)", ge=1, le=1_000_000)
+    basemodel_epochs: int = key(30, "epochs of the predictor", ge=1, le=1_000_000)
     batch_size: int = key(160, "windows per micro-batch and process", ge=1, le=1_000_000)
     val_batch_size: int = key(0, "windows per validation batch and process; 0: batch_size", ge=0, le=1_000_000)
     accumulation_steps: int = key(1, "micro-batches per optimiser step; effective batch = batch_size × this × processes", ge=1, le=100_000)
@@ -69,7 +68,7 @@ class TrainingSection(Section):
     num_workers: int = key(6, "threads that prepare the next batches; 0: prepared in the loop", ge=0, le=256)
     seed: int = key(100, "seed of everything random; the same seed gives the same run", ge=0, le=2**63 - 1)
     tokenizer_learning_rate: float = key(2e-4, "peak learning rate of the tokenizer", gt=0, le=1)
-    predictor_learning_rate: float = key(4e-5, "peak learning rate of the predictor; lower it (1e-6) if validation rises at once", gt=0, le=1)
+    predictor_learning_rate: float = key(4e-5, "the predictor's; lower it (1e-6) if validation rises at once", gt=0, le=1)
     adam_beta1: float = key(0.9, "AdamW's first decay", ge=0, lt=1)
     adam_beta2: float = key(0.95, "AdamW's second decay", ge=0, lt=1)
     adam_weight_decay: float = key(0.1, "AdamW's weight decay", ge=0, le=10)
@@ -83,6 +82,12 @@ class TrainingSection(Section):
     min_lr_ratio: float = key(0.0, "cosine, linear and plateau go no lower than this share of the peak", ge=0, le=1)
     plateau_factor: float = key(0.5, "plateau multiplies the learning rate by this", gt=0, lt=1)
     plateau_patience: int = key(2, "epochs without improvement before plateau does so", ge=0)
+    monitor_tokenizer: Literal["val_loss", "val_window_loss"] = key(
+        "val_loss", "the tokenizer's best weights are chosen by this: val_loss looks at the bars to forecast, val_window_loss at all"
+    )
+    monitor_predictor: Literal["val_loss", "val_window_loss", "val_s1", "val_s2"] = key(
+        "val_loss", "the same for the predictor; val_s1 and val_s2 are the coarse and the fine token's share of val_loss"
+    )
     early_stop_patience: int = key(0, "stop after this many epochs without improvement; 0: never", ge=0)
     early_stop_min_delta: float = key(0.0, "smallest gain in validation loss that counts as improvement", ge=0)
 
@@ -97,7 +102,9 @@ class TrainingSection(Section):
     checkpoint_every_steps: int = key(0, "also save `last` every n optimiser steps; 0: at the end of each epoch only", ge=0)
     n_train_iter: int = key(0, "training windows drawn per epoch; 0: all", ge=0)
     n_val_iter: int = key(0, "validation windows, the same ones every epoch; 0: all", ge=0)
-    cache_tokens: Literal["auto", "on", "off"] = key("auto", "encode each window once while the predictor trains; auto: where windows repeat and fit")
+    cache_tokens: Literal["auto", "on", "off"] = key(
+        "auto", "encode each window once for all epochs of the predictor; auto: where windows repeat, no augmentation is on, and it fits"
+    )
     cache_limit_gib: float = key(4.0, "largest token cache on disk, in GiB", gt=0)
     teacher_forcing: bool = key(False, "train the fine token on the true coarse token instead of one drawn from the model")
     augment: AugmentSection = AugmentSection()
@@ -113,6 +120,7 @@ class TrainingSection(Section):
             clip_norm=self.clip_norm_tokenizer if tokenizer else self.clip_norm_predictor,
             betas=(self.adam_beta1, self.adam_beta2),
             weight_decay=self.adam_weight_decay,
+            monitor=self.monitor_tokenizer if tokenizer else self.monitor_predictor,
             min_delta=self.early_stop_min_delta,
             augmentation=Augmentation(**self.augment.model_dump()),
             device=device,
@@ -205,12 +213,16 @@ class ModelSection(Section):
     """What is built where training starts from random weights, and dropout."""
 
     tokenizer: text_or(TokenizerSizes) = key(
-        "", "sizes for pre_trained_tokenizer: false: base, 2k, a config.json, or a mapping; empty: config.json of pretrained_tokenizer", path="in"
+        "",
+        "sizes where pre_trained_tokenizer is false: base, 2k, a config.json or a mapping; empty: as pretrained_tokenizer's config.json",
+        path="in",
+        words=presets.TOKENIZERS,
     )
     predictor: text_or(PredictorSizes) = key(
         "",
-        "sizes for pre_trained_predictor: false: mini, small, base, large, a config.json, or a mapping; empty: config.json of pretrained_predictor",
+        "the same for the predictor: mini, small, base, large, a config.json or a mapping; empty: as pretrained_predictor's config.json",
         path="in",
+        words=presets.PREDICTORS,
     )
     dropout: number_or(DropoutSection) = key(
         None, "dropout of the predictor in place of the loaded one: a number for feed-forward and attention output, or a mapping by place"
@@ -285,7 +297,9 @@ class DistributedSection(Section):
     """Ranks. torchrun decides how many there are."""
 
     use_ddp: bool = key(False, "accepted for old files; torchrun alone decides whether there are several processes")
-    backend: Literal["auto", "nccl", "gloo"] = key("auto", "how processes talk to each other; auto: nccl on CUDA, gloo elsewhere", env="DIST_BACKEND")
+    backend: Literal["auto", "nccl", "gloo"] = key(
+        "auto", "how processes talk to each other; auto: nccl on CUDA, gloo elsewhere", env="DIST_BACKEND"
+    )
 
     @field_validator("backend", mode="before")
     @classmethod
@@ -315,8 +329,8 @@ def safe_name(value: str) -> str:
     """Check a text that becomes the name of a folder. Raises ValueError with the fix."""
     if not value.strip():
         raise ValueError("must not be empty; it names a folder")
-    if value != value.strip() or value in (".", "..") or re.search(r"[/\\\x00-\x1f\x7f]", value) or not value.isprintable():
-        raise ValueError("names a folder: use letters, digits, - and _, without / or \\, spaces around it, or control characters")
+    if value != value.strip() or value in (".", "..") or re.search(r"[/\\{}]", value) or not value.isprintable():
+        raise ValueError("names a folder: use letters, digits, - and _, without / \\ { }, spaces around it, or control characters")
     if len(value.encode("utf-8", "replace")) > 120:
         raise ValueError("is longer than 120 bytes; shorten it")
     return value

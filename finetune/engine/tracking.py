@@ -14,6 +14,7 @@ Only rank 0 writes; on the others every method returns at once.
 
 import json
 import re
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
@@ -140,6 +141,7 @@ class Run:
         """One line for the user: on stdout, above a progress bar if there is one, and with its time in the log file."""
         if self.is_main:
             tqdm.write(text)
+            sys.stdout.flush()  # a pipe or a file would otherwise show it much later
             self.note(text)
 
     def note(self, text: str) -> None:

@@ -53,8 +53,16 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True  # two equal lists are two lists, not an anchor and an alias
 
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
+        return super().represent_sequence(tag, sequence, flow_style=True)  # [a, b] on one line
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Other line breaks than ours (U+0085, U+2028) survive only in double quotes."""
+        return self.represent_scalar(_CORE + "str", text, style=None if text.isprintable() else '"')
+
 
 # what our reader takes for a number must be quoted when it is text; PyYAML's own resolvers stay, so that other readers agree
+_Dumper.add_representer(str, _Dumper.represent_text)
 for _numeric in (_FLOAT, _INT):
     _Dumper.add_implicit_resolver(_CORE + "float", _numeric, list("-+.0123456789"))
 
@@ -91,7 +99,7 @@ def parse_value(text: str) -> Any:
 
 def to_yaml(value: Any) -> str:
     """`value` (mappings, lists, plain values) as YAML text that `read_yaml` reads back equal."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=130)
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=130)
 
 
 def kind_of(value: Any) -> str:

@@ -1,0 +1,176 @@
+"""From a table as read to numbers, times and series, and everything that can be wrong with them row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from finetune.data.csv_bars import Table
+from finetune.data.panel import KRONOS_NAMES
+from finetune.data.problems import Problems, shown
+from finetune.data.timestamps import EMPTY, FIX, Times, read_times
+
+OPEN, HIGH, LOW, CLOSE, VOLUME, AMOUNT = range(6)
+_TOLERANCE = 1e-5  # relative: adjusted prices are rounded one by one, so a close may pass its high by the last digit
+_TOO_LARGE = 1e38  # float32 ends here
+_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?$|^[+-]?(?i:inf|infinity)$"
+
+
+@dataclass
+class Bars:
+    """The bars of one source, in its order. codes [n]: number of the series in `names`; values [n, 6] float64, NaN where missing.
+
+    unread [n, 6] bool: cells that hold text. given: which of KRONOS_NAMES the source has. columns: canonical name → the source's name.
+    """
+
+    codes: np.ndarray
+    names: list[str]
+    times: Times
+    values: np.ndarray
+    unread: np.ndarray
+    given: frozenset[str]
+    columns: dict[str, str]
+    problems: Problems
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A kind of impossible value: rows [n] bool, in which column (number), and what to say about the first row."""
+
+    kind: str
+    rows: np.ndarray
+    place: int
+    what: str
+
+
+def bars_of_table(table: Table, name: str, *, timezone: str = "") -> Bars:
+    """Read every cell; what cannot be read, and times that are there twice, is noted in `problems`. One series `name` without a symbol."""
+    names, problems, n = table.chosen.names, table.problems, len(table.frame)
+    times = read_times(table.frame[names["timestamps"]], timezone=timezone)
+    problems.extend(times.faults, names["timestamps"])
+    values, unread = np.zeros((n, 6)), np.zeros((n, 6), bool)
+    given = set()
+    for place, key in enumerate(KRONOS_NAMES):
+        if key in names:
+            numbers, unread[:, place] = _numbers(table.frame[names[key]], problems)
+            if key in KRONOS_NAMES[:4] or not np.isnan(numbers).all() or unread[:, place].any():
+                values[:, place] = numbers
+                given.add(key)
+    notes = [*table.notes, *_absent(given, problems.source)]
+    codes, series = _series(table, name)
+    bars = Bars(codes, series, times, values, unread, frozenset(given), names, problems, notes)
+    _note_duplicates(bars, bool(table.chosen.symbol))
+    return bars
+
+
+def _absent(given: set[str], source: str) -> list[str]:
+    told = {"volume": "no volume: set to 0", "amount": "no amount: set to volume x mean of the four prices"}
+    absent = [text for key, text in told.items() if key not in given]
+    return [f"{source}: {'; '.join(absent)}"] if absent else []
+
+
+def _numbers(column: pd.Series, problems: Problems) -> tuple[np.ndarray, np.ndarray]:
+    """(float64 [n], cells that hold something else [n] bool) of one column."""
+    if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype):
+        return column.to_numpy(np.float64, na_value=np.nan), np.zeros(len(column), bool)
+    text = pa.array([None if value is None else str(value) for value in column], type=pa.string())
+    text = pc.utf8_trim_whitespace(text)
+    empty = pc.or_(pc.is_null(text), pc.is_in(pc.utf8_lower(text), value_set=pa.array(EMPTY)))
+    known = pc.fill_null(pc.match_substring_regex(text, _NUMBER), False)
+    wrong = pc.invert(pc.or_(empty, known)).to_numpy(zero_copy_only=False)
+    if wrong.any():
+        value = text[int(np.argmax(wrong))].as_py()
+        comma = "write 1234.5, with a decimal point and without separators"
+        fix = comma if "," in value else "write a number, or leave the cell empty if it is unknown"
+        problems.add(np.flatnonzero(wrong), f"{shown(value)} is not a number", fix, str(column.name))
+    plain = pc.if_else(known, pc.replace_substring_regex(text, r"^\+", ""), None)
+    return np.asarray(pc.cast(plain, pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64), wrong
+
+
+def _series(table: Table, name: str) -> tuple[np.ndarray, list[str]]:
+    """(series number [n], series names, sorted)."""
+    column = table.chosen.symbol
+    if not column:
+        return np.zeros(len(table.frame), np.int64), [name]
+    symbols = table.frame[column]
+    text = symbols.astype(str).str.strip()
+    empty = symbols.isna().to_numpy() | (text == "").to_numpy(bool)
+    table.problems.add(np.flatnonzero(empty), "the symbol is empty", "write the symbol of every bar", column)
+    codes, found = pd.factorize(text.mask(empty, ""), sort=True)
+    return codes.astype(np.int64), [str(symbol) for symbol in found]
+
+
+def _note_duplicates(bars: Bars, many: bool) -> None:
+    """`many`: the source has a symbol column."""
+    known = ~bars.times.missing
+    for fault in bars.times.faults:
+        known[fault.rows] = False
+    rows = np.flatnonzero(known)
+    order = rows[np.lexsort((rows, bars.times.times[rows], bars.codes[rows]))]
+    times, codes = bars.times.times[order], bars.codes[order]
+    again = np.flatnonzero((times[1:] == times[:-1]) & (codes[1:] == codes[:-1])) + 1
+    if not len(again):
+        return
+    first = again[np.argmin(order[again])]
+    row, before = order[first], order[first - 1]
+    same = np.array_equal(bars.values[row], bars.values[before], equal_nan=True)
+    whose = f" for {bars.names[bars.codes[row]]!r}" if many else ""
+    twin = f"first in row {bars.problems.lines[before]}, with {'the same' if same else 'other'} values"
+    fix = "keep one bar per time" if many else "keep one bar per time, or add a symbol column if these are several symbols"
+    what = f"{moment(bars.times.wall[row])} is there twice{whose}, {twin}"
+    bars.problems.add(np.sort(order[again]), what, fix, bars.columns["timestamps"])
+
+
+def moment(wall: int) -> str:
+    """A wall-clock time in ns, as text."""
+    return str(np.datetime_as_string(np.datetime64(int(wall), "ns"), unit="s")).replace("T", " ")
+
+
+def note_missing(bars: Bars) -> None:
+    """Note every empty time and every cell that is empty or infinite."""
+    bars.problems.add(np.flatnonzero(bars.times.missing), "the time is empty", FIX, bars.columns["timestamps"])
+    for place, key in enumerate(KRONOS_NAMES):
+        rows = np.flatnonzero(~np.isfinite(bars.values[:, place]) & ~bars.unread[:, place])
+        if len(rows):
+            value = bars.values[rows[0], place]
+            what = "the cell is empty (NaN)" if np.isnan(value) else f"{value} is not a finite number"
+            bars.problems.add(rows, what, "fill it, or set data.missing: drop or ffill", bars.columns[key])
+
+
+def note_impossible(bars: Bars) -> None:
+    """Note every value that no bar can have."""
+    for found in impossible(bars.values):
+        column = bars.columns[KRONOS_NAMES[found.place]]
+        bars.problems.add(np.flatnonzero(found.rows), found.what, "correct it, or set data.missing: drop to leave such bars out", column)
+
+
+def impossible(values: np.ndarray) -> Iterator[Finding]:
+    """Values [n, 6] that no bar can have, NaN and infinity apart: prices <= 0, negative volumes, high < low, open or close outside them."""
+    finite = np.where(np.isfinite(values), values, np.nan)
+
+    def found(kind: str, rows: np.ndarray, place: int, what: str) -> Iterator[Finding]:
+        if rows.any():
+            bar = dict(zip(KRONOS_NAMES, map(float, finite[np.argmax(rows)]), strict=True))
+            yield Finding(kind, rows, place, what.format(value=bar[KRONOS_NAMES[place]], **bar))
+
+    for place in range(6):
+        column = finite[:, place]
+        if place <= CLOSE:
+            yield from found("price <= 0", column <= 0, place, "price {value} is not above 0")
+        else:
+            yield from found("negative volume or amount", column < 0, place, "{value} is negative")
+        yield from found("beyond float32", np.abs(column) > _TOO_LARGE, place, "{value} is too large for float32")
+    prices = np.where(finite[:, : CLOSE + 1] > 0, finite[:, : CLOSE + 1], np.nan)  # the others have been told already
+    high, low = prices[:, HIGH], prices[:, LOW]
+    slack = _TOLERANCE * np.abs(high)
+    yield from found("high < low", high < low - slack, HIGH, "high {high} is below low {low}")
+    for place in (OPEN, CLOSE):
+        outside = (high >= low) & ((prices[:, place] > high + slack) | (prices[:, place] < low - slack))
+        what = KRONOS_NAMES[place] + " {value} is outside low {low} to high {high}"
+        yield from found("open or close outside low to high", outside, place, what)

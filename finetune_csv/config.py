@@ -1,0 +1,209 @@
+"""What a YAML file of the CSV pipeline may hold: `CsvConfig`. Keys and defaults are upstream's documented ones, and ours beside them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from os import environ
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import field_validator
+
+from finetune.data.columns import check_mapping
+from finetune.engine.comet import CometSettings
+from finetune.engine.config import Section, key, load_config
+from finetune.engine.sections import (
+    DeviceSection,
+    DistributedSection,
+    ForecastSection,
+    ModelSection,
+    Stage,
+    TrainingSection,
+    WindowSection,
+    known_timezone,
+    safe_name,
+)
+from finetune.engine.settings import FitSettings
+from kronos.errors import InputError
+
+_SHORT_NAMES = {"vol": "volume", "amt": "amount"}
+
+
+class CsvSection(Section):
+    """How bars are read and checked."""
+
+    data_path: str | list[str] = key(
+        ...,
+        "a CSV or parquet file, a folder, a pattern such as 'bars/*.csv', arch:sp500 or arch:nasdaq, or a list of these, "
+        "where each file is a series of its own; or one saved panel",
+        env="KRONOS_DATA_PATH",
+        path="in",
+        example="bars.csv",
+    )
+    symbol_column: str = key("", "column that names the symbol in a file with many; empty: symbol, ticker, code or instrument, if there")
+    columns: dict[str, str] = key(
+        {},
+        "the file's names for timestamps, open, high, low, close, volume (vol), amount (amt), where they are not recognised, "
+        "e.g. {close: Adj Close}",
+    )
+    missing: Literal["error", "drop", "ffill"] = key(
+        "error", "bars with empty or infinite values: stop, leave them out, or repeat the bar before; the last two say what they did"
+    )
+    max_ffill: int = key(5, "ffill repeats no more than this many bars in a row", ge=1, le=10_000)
+    drop_suspended: bool = key(False, "leave out bars without volume in a file that has volume (suspended, halted)")
+    stamp: Literal["auto", "open", "close"] = key(
+        "auto", "which edge of the bar its time names; auto: guessed from the session's edges, and printed"
+    )
+    timezone: str = key("", "the exchange's zone, e.g. Asia/Shanghai: its wall clock gives the stamp features; empty: as written")
+
+    @field_validator("data_path")
+    @classmethod
+    def _names_files(cls, value: str | list[str]) -> str | list[str]:
+        paths = [value] if isinstance(value, str) else value
+        if not paths or not all(path.strip() for path in paths):
+            raise ValueError("names no file; give a CSV file, a folder, a pattern such as 'bars/*.csv', or arch:sp500")
+        return value
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _known_columns(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        named: dict[str, Any] = {}
+        for name, column in value.items():
+            full = _SHORT_NAMES.get(name, name)
+            if named.setdefault(full, column) != column:
+                raise ValueError(f"names {full} twice, in short and in full; keep one of the two")
+        try:
+            check_mapping(named)
+        except InputError as error:
+            raise ValueError(str(error).removeprefix("data.columns: ")) from None
+        return named
+
+    _timezone = field_validator("timezone")(known_timezone)
+
+
+class CsvDataSection(WindowSection, CsvSection):
+    """Bars, and the windows cut from them."""
+
+
+class ModelPathsSection(Section):
+    """Where weights come from and where results go. `{exp_name}` in a path is filled in."""
+
+    hides: ClassVar = {"base_path": ("base_save_path",)}
+
+    pretrained_tokenizer: str = key(
+        "NeoQuasar/Kronos-Tokenizer-base", "weights the tokenizer starts from: a folder or a hub id", env="KRONOS_TOKENIZER_PATH", path="in"
+    )
+    pretrained_predictor: str = key(
+        "NeoQuasar/Kronos-small", "weights the predictor starts from: a folder or a hub id", env="KRONOS_PREDICTOR_PATH", path="in"
+    )
+    exp_name: str = key("default_experiment", "name of the experiment and of its folder")
+    base_path: str = key("finetuned", "folder below which each experiment has its own", env="KRONOS_OUTPUT_PATH", path="out")
+    base_save_path: str = key("", "the experiment's folder; empty: {base_path}/{exp_name}", path="out")
+    finetuned_tokenizer: str = key(
+        "", "tokenizer that the predictor is trained with; empty: {base_save_path}/{tokenizer_save_name}/best_model", path="out"
+    )
+    tokenizer_save_name: str = key("tokenizer", "folder of the tokenizer in the experiment's folder")
+    basemodel_save_name: str = key("basemodel", "folder of the predictor in the experiment's folder")
+
+    _names = field_validator("exp_name", "tokenizer_save_name", "basemodel_save_name")(safe_name)
+
+    @field_validator("base_path", "base_save_path", "finetuned_tokenizer")
+    @classmethod
+    def _known_places(cls, value: str) -> str:
+        unknown = [name for name in re.findall(r"\{(\w*)\}", value) if name not in _PLACES]
+        if unknown:
+            raise ValueError(f"{{{unknown[0]}}} is not known here; {{exp_name}} is filled in")
+        return value
+
+    def _complete(self) -> None:
+        known = {name: getattr(self, name) for name in _PLACES}
+        for name, default in _DERIVED.items():
+            text = known[name] or default
+            known[name] = re.sub(r"\{(\w+)\}", lambda place: known[place[1]], text)
+            self._fill(**{name: str(Path(known[name]))})
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if not self.pretrained_tokenizer or not self.pretrained_predictor:
+            name = "pretrained_predictor" if self.pretrained_tokenizer else "pretrained_tokenizer"
+            yield name, "is empty; give a folder or a hub id such as NeoQuasar/Kronos-small"
+        taken = ["logs"]
+        for name in ("tokenizer_save_name", "basemodel_save_name"):
+            folder = getattr(self, name).lower()
+            if folder in taken:
+                yield name, f"{folder!r} is taken: tokenizer, predictor and logs need folders of their own in {self.base_save_path}"
+            taken.append(folder)
+
+    def folder(self, stage: Stage) -> Path:
+        """Run folder of a stage: {base_save_path}/tokenizer or /basemodel."""
+        return Path(self.base_save_path, self.tokenizer_save_name if stage == "tokenizer" else self.basemodel_save_name)
+
+    def best_model(self, stage: Stage) -> Path:
+        """Where a stage's best weights go."""
+        return self.folder(stage) / "best_model"
+
+    @property
+    def logs(self) -> Path:
+        return Path(self.base_save_path, "logs")
+
+
+# in the order in which they are filled in; a placeholder may name itself or one above it
+_DERIVED = {
+    "base_path": "finetuned",
+    "base_save_path": "{base_path}/{exp_name}",
+    "finetuned_tokenizer": "{base_save_path}/{tokenizer_save_name}/best_model",
+}
+_PLACES = ("exp_name", "tokenizer_save_name", "basemodel_save_name", *_DERIVED)
+
+
+class ExperimentSection(Section):
+    """What is done, and under which name it is shown."""
+
+    aliases: ClassVar = {"pre_trained": ("pre_trained_tokenizer", "pre_trained_predictor")}
+
+    name: str = key("kronos_custom_finetune", "name shown in logs and in Comet")
+    description: str = key("", "a line for the record")
+    use_comet: bool = key(False, "log to Comet as well; the key is read from COMET_API_KEY, without it an offline archive is written")
+    comet_project: str = key("kronos", "Comet project")
+    comet_workspace: str = key("", "Comet workspace; empty: the key's own", env="COMET_WORKSPACE")
+    comet_tags: list[str] = key([], "tags of the run in Comet")
+    train_tokenizer: bool = key(True, "do the first stage")
+    train_basemodel: bool = key(True, "do the second stage")
+    skip_existing: bool = key(False, "do not train a stage whose best_model is there")
+    pre_trained_tokenizer: bool = key(
+        True, "true: start from pretrained_tokenizer's weights; false: from random ones in model.tokenizer's sizes (`pre_trained`: both)"
+    )
+    pre_trained_predictor: bool = key(True, "the same for the predictor, with pretrained_predictor and model.predictor")
+
+    def comet(self) -> CometSettings | None:
+        """Settings for the run's Comet log; None if it is switched off."""
+        if not self.use_comet:
+            return None
+        return CometSettings(self.comet_project, self.comet_workspace or None, self.name, tuple(self.comet_tags))
+
+
+class CsvConfig(Section):
+    """A YAML file of the CSV pipeline."""
+
+    data: CsvDataSection
+    training: TrainingSection = TrainingSection()
+    model_paths: ModelPathsSection = ModelPathsSection()
+    model: ModelSection = ModelSection()
+    experiment: ExperimentSection = ExperimentSection()
+    device: DeviceSection = DeviceSection()
+    distributed: DistributedSection = DistributedSection()
+    forecast: ForecastSection = ForecastSection()
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Iterable[str] = (), environment: Mapping[str, str] = environ) -> CsvConfig:
+        """As `load_config`, for this schema."""
+        return load_config(cls, path, overrides, environment)
+
+    def fit_settings(self, stage: Stage, device: str | None = None) -> FitSettings:
+        """The training loop's settings for a stage, on `device` or, without one, on the device that the configuration names.
+
+        Raises InputError if that device is not there.
+        """
+        return self.training.fit_settings(stage, device or self.device.pick(), self.device.panel_on_device)

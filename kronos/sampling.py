@@ -1,0 +1,82 @@
+"""Drawing tokens: temperature, top-k and top-p together, and random numbers that belong to (seed, series, sample, step)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kronos.errors import InputError
+
+_UNIFORM_BITS = 52  # so that u <= 1 - 2^-52, and u times any float64 total stays below that total
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw: temperature > 0; keep the top_k likeliest (0: all), then of those the smallest set that exceeds probability top_p."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < float("inf"):
+            raise InputError(
+                f"temperature T is {self.temperature!r}: it must be above 0 (for the likeliest token at every step use top_k=1)"
+            )
+        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int | np.integer) or self.top_k < 0:
+            raise InputError(f"top_k is {self.top_k!r}: it must be a whole number, 0 (no limit) or more")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p is {self.top_p!r}: it must be above 0 and at most 1 (1: no limit)")
+
+
+def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Logits [..., V] with everything outside top-k, and then outside top-p of what is left, at -inf. The input stays as it is.
+
+    A token stays while the probability of those before it, in descending order, is at most top_p (so the likeliest always stays).
+    Tokens tied with the last one kept stay too: the choice never hangs on how a sort breaks ties.
+    """
+    size = logits.shape[-1]
+    limit = min(top_k, size) if top_k > 0 else size
+    if limit == size and top_p >= 1:
+        return logits
+    best = logits.topk(limit, dim=-1).values  # [..., limit], descending
+    if top_p < 1:
+        p = best.softmax(-1)
+        kept = (p.cumsum(-1) - p <= top_p).sum(-1, keepdim=True)
+        cutoff = best.gather(-1, kept - 1)
+    else:
+        cutoff = best[..., -1:]
+    return logits.masked_fill(logits < cutoff, float("-inf"))
+
+
+def draw(logits: Tensor, uniforms: Tensor, how: Sampling) -> Tensor:
+    """One token per row: logits [..., V] and uniforms [...] in [0, 1) -> ids [...] int64. The same uniform gives the same token."""
+    wide = torch.float32 if logits.device.type == "mps" else torch.float64
+    filtered = filter_logits(logits.to(torch.promote_types(logits.dtype, torch.float32)) / how.temperature, how.top_k, how.top_p)
+    cumulative = filtered.to(wide).softmax(-1).cumsum(-1)
+    threshold = uniforms.to(wide).unsqueeze(-1) * cumulative[..., -1:]
+    picked = torch.searchsorted(cumulative, threshold, right=True)
+    # In float32 (MPS) the product may round up to the total: then the last possible token, never a filtered one.
+    return picked.minimum((cumulative < cumulative[..., -1:]).sum(-1, keepdim=True)).squeeze(-1)
+
+
+def _mix(h: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64: every input bit reaches every output bit. Whole arrays of uint64, arithmetic modulo 2^64."""
+    h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return h ^ (h >> np.uint64(31))
+
+
+def uniforms(seed: int, series: np.ndarray, samples: np.ndarray, steps: int) -> np.ndarray:
+    """Random numbers in [0, 1), float64 [series, samples, steps, 2] (the last for the coarse and the fine token).
+
+    Each is a pure function of (seed, series key, sample number, step): batch, order and number of processes do not matter.
+    series: uint64 keys [B]; samples: sample numbers [S].
+    """
+    golden = np.uint64(0x9E3779B97F4A7C15)
+    h = np.full((1, 1, 1, 1), seed % 2**64, dtype=np.uint64)
+    axes = (series.astype(np.uint64)[:, None, None, None], samples.astype(np.uint64)[:, None, None])
+    for part in (*axes, np.arange(steps, dtype=np.uint64)[:, None], np.arange(2, dtype=np.uint64)):
+        h = _mix(_mix(h) + golden + part)
+    return (h >> np.uint64(64 - _UNIFORM_BITS)).astype(np.float64) * 2.0**-_UNIFORM_BITS

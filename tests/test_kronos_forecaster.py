@@ -1,0 +1,152 @@
+"""Forecasts for DataFrames: paths and means, batches, seeds, and one message for each wrong input."""
+
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from kronos import InputError, KronosPredictor, load_predictor, load_tokenizer
+
+GOLDEN = Path(__file__).parent / "golden"
+BARS = pd.read_csv(GOLDEN / "bars.csv", parse_dates=["timestamps"])
+TIMES = BARS.pop("timestamps")
+
+
+@pytest.fixture(scope="module")
+def forecaster() -> KronosPredictor:
+    return KronosPredictor(load_predictor(GOLDEN / "predictor"), load_tokenizer(GOLDEN / "tokenizer"), device="cpu", max_context=64)
+
+
+def ask(forecaster, df=None, length=30, horizon=5, **options):
+    df = BARS[:length] if df is None else df
+    options = {"T": 1.0, "top_p": 1.0, "verbose": False, "seed": 0, **options}
+    return forecaster.predict(df, TIMES[: len(df)], TIMES[40 : 40 + horizon], horizon, **options)
+
+
+def test_predict_has_the_signature_of_the_public_code():
+    public = ["self", "df", "x_timestamp", "y_timestamp", "pred_len", "T", "top_k", "top_p", "sample_count", "verbose"]
+    parameters = inspect.signature(KronosPredictor.predict).parameters
+    assert list(parameters)[: len(public)] == public
+    assert [parameters[name].default for name in public[5:]] == [1.0, 0, 0.9, 1, True]
+    assert list(inspect.signature(KronosPredictor.__init__).parameters)[1:6] == ["model", "tokenizer", "device", "max_context", "clip"]
+
+
+def test_every_sample_path_is_there_and_the_frame_is_their_mean(forecaster):
+    """Fault 14: the public code averages paths before the caller sees them."""
+    paths = ask(forecaster, sample_count=7, return_samples=True)
+    mean = ask(forecaster, sample_count=7)
+    assert paths.shape == (7, 5, 6)
+    assert len(np.unique(paths[:, -1, 3])) > 3
+    np.testing.assert_allclose(mean.to_numpy(), paths.mean(0))
+    assert list(mean.columns) == ["open", "high", "low", "close", "volume", "amount"]
+    assert mean.index.tolist() == TIMES[40:45].tolist()
+
+
+def test_the_first_paths_do_not_depend_on_how_many_are_drawn_or_computed_together(forecaster):
+    many = ask(forecaster, sample_count=6, return_samples=True)
+    np.testing.assert_allclose(ask(forecaster, sample_count=2, return_samples=True), many[:2], rtol=1e-5)
+    narrow = KronosPredictor(forecaster.model, forecaster.tokenizer, "cpu", max_context=64, batch_tokens=40)
+    np.testing.assert_allclose(ask(narrow, sample_count=6, return_samples=True), many, rtol=1e-5)
+
+
+def test_the_same_seed_repeats_and_torchs_generator_decides_without_one(forecaster):
+    assert ask(forecaster, seed=3).equals(ask(forecaster, seed=3))
+    assert not ask(forecaster, seed=3).equals(ask(forecaster, seed=4))
+    free = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        free.append(ask(forecaster, seed=None))
+    assert free[0].equals(free[1]) and not free[0].equals(free[2])
+
+
+def test_a_series_gets_the_same_paths_alone_in_a_batch_and_in_any_order(forecaster):
+    frames = [BARS[:30], BARS[3:20], BARS[5:35], BARS[:62], BARS[10:72]]  # the last two outgrow max_context
+    past = [TIMES.loc[frame.index] for frame in frames]
+    future = [TIMES[70:75]] * len(frames)
+    options = {"T": 1.0, "top_p": 1.0, "sample_count": 3, "seed": 1, "return_samples": True, "verbose": False}
+    alone = [forecaster.predict(df, x, y, 5, **options) for df, x, y in zip(frames, past, future, strict=True)]
+    for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1], [1, 0]):
+        batch = forecaster.predict_batch([frames[i] for i in order], [past[i] for i in order], [future[i] for i in order], 5, **options)
+        for i, paths in zip(order, batch, strict=True):
+            np.testing.assert_allclose(paths, alone[i], rtol=1e-4)
+
+
+def test_a_batch_gives_frames_in_the_order_asked(forecaster):
+    frames = forecaster.predict_batch([BARS[:20], BARS[:10]], [TIMES[:20], TIMES[:10]], [TIMES[20:23], TIMES[10:13]], 3, verbose=False)
+    assert [frame.index[0] for frame in frames] == [TIMES[20], TIMES[10]]
+    assert forecaster.predict_batch([], [], [], 3, verbose=False) == []
+
+
+def test_a_forecast_depends_on_nothing_but_the_bars_given(forecaster):
+    before = BARS.copy()
+    ask(forecaster)
+    pd.testing.assert_frame_equal(BARS, before)
+    assert ask(forecaster, BARS[:30][BARS.columns[::-1]]).equals(ask(forecaster))
+
+
+def test_missing_volume_is_zero_and_missing_amount_is_volume_times_mean_price(forecaster):
+    prices = BARS[["open", "high", "low", "close"]][:30]
+    zeros = prices.assign(volume=0.0, amount=0.0)
+    assert ask(forecaster, prices).equals(ask(forecaster, zeros))
+    volume = prices.assign(volume=BARS["volume"])
+    assert ask(forecaster, volume).equals(ask(forecaster, volume.assign(amount=volume["volume"] * prices.mean(axis=1))))
+
+
+def test_scaling_all_prices_scales_the_forecast(forecaster):
+    bars = BARS[["open", "high", "low", "close"]][:30]
+    one, thousand = ask(forecaster, bars), ask(forecaster, bars * 1000)
+    np.testing.assert_allclose(thousand["close"], one["close"] * 1000, rtol=1e-3)
+
+
+def test_stamps_are_those_of_the_wall_clock_and_a_plain_list_will_do(forecaster):
+    zoned = TIMES.dt.tz_localize("Asia/Shanghai")
+    local = forecaster.predict(BARS[:30], zoned[:30], zoned[40:45], 5, seed=0, verbose=False)
+    plain = forecaster.predict(BARS[:30], list(TIMES[:30]), pd.DatetimeIndex(TIMES[40:45]), 5, seed=0, verbose=False)
+    assert np.array_equal(local.to_numpy(), plain.to_numpy())
+
+
+def test_a_model_in_training_mode_forecasts_without_dropout_and_goes_on_training(forecaster):
+    model = load_predictor(GOLDEN / "predictor", resid_dropout_p=0.5, ffn_dropout_p=0.5)
+    training = KronosPredictor(model.train(), forecaster.tokenizer, "cpu", max_context=64)
+    np.testing.assert_allclose(ask(training).to_numpy(), ask(forecaster).to_numpy(), rtol=1e-6)
+    assert model.training
+
+
+def test_nan_prices_text_and_wrong_lengths_are_named_with_row_and_column(forecaster):
+    holes = BARS[:30].copy()
+    holes.loc[7, "close"] = np.nan
+    wrong = [
+        (lambda: ask(forecaster, holes), "column close is nan in row 7"),
+        (lambda: ask(forecaster, BARS[:30].assign(high="x")), "column high holds something that is not a number"),
+        (lambda: ask(forecaster, BARS[:30].drop(columns="low")), "df has no column low"),
+        (lambda: ask(forecaster, BARS[:0]), "df has no rows"),
+        (lambda: ask(forecaster, [1, 2]), "df is a list"),
+        (lambda: ask(forecaster, horizon=0), "pred_len is 0"),
+        (lambda: ask(forecaster, sample_count=0), "sample_count is 0"),
+        (lambda: ask(forecaster, T=0.0), "temperature T is 0.0"),
+        (lambda: ask(forecaster, horizon=70), "y_timestamp has 40 entries, pred_len is 70"),
+        (lambda: forecaster.predict(BARS[:9], TIMES[:8], TIMES[9:12], 3), "x_timestamp has 8 entries for 9 bars"),
+        (lambda: forecaster.predict(BARS[:9], TIMES[:9], ["a", "b", "c"], 3), "y_timestamp cannot be read as times"),
+        (lambda: forecaster.predict(BARS[:9], TIMES[:9], [TIMES[1], pd.NaT], 2), "y_timestamp has no time at entry 1"),
+        (lambda: forecaster.predict_batch([BARS[:9]], [], [], 3), "have 1, 0 and 0 entries"),
+        (lambda: forecaster.predict_batch([BARS[:9], holes], [TIMES[:9], TIMES[:30]], [TIMES[:3]] * 2, 3), "series 1: column close"),
+    ]
+    for call, words in wrong:
+        with pytest.raises(InputError, match=words):
+            call()
+
+
+def test_a_horizon_beyond_max_context_is_named(forecaster):
+    short = KronosPredictor(forecaster.model, forecaster.tokenizer, "cpu", max_context=4)
+    with pytest.raises(InputError, match="pred_len 5 exceeds max_context 4"):
+        ask(short)
+
+
+def test_a_tokenizer_of_another_model_is_refused(forecaster):
+    other = load_tokenizer(GOLDEN / "tokenizer")
+    other = type(other)(**(other.config | {"s1_bits": 8, "s2_bits": 4}))
+    with pytest.raises(InputError, match=r"\(8, 4\).*\(6, 6\)"):
+        KronosPredictor(forecaster.model, other)
