@@ -40,7 +40,7 @@ def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     limit = min(top_k, size) if top_k > 0 else size
     if limit == size and top_p >= 1:
         return logits
-    best = logits.topk(limit, dim=-1).values  # [..., limit], descending
+    best = (logits.sort(-1, descending=True) if limit == size else logits.topk(limit, -1)).values  # [..., limit], descending
     if top_p < 1:
         p = best.softmax(-1)
         kept = (p.cumsum(-1) - p <= top_p).sum(-1, keepdim=True)

@@ -198,6 +198,17 @@ def test_a_dropped_bar_between_two_series_breaks_neither(tmp_path):
     assert panel.offsets.tolist() == [0, N - 1, 2 * N - 3] and panel.breaks.tolist() == [N - 1 + 9]
 
 
+def test_breaks_stay_with_their_rows_when_files_are_joined_and_series_left_out(tmp_path):
+    short = make_frame(9, 1).assign(symbol="A", close=[-1.0 if row == 3 else 0 for row in range(9)])
+    middle = with_cells({(7, "close"): NAN}, seed=2).assign(symbol="B")
+    pd.concat([short, middle]).to_csv(tmp_path / "one.csv", index=False)
+    with_cells({(11, "close"): NAN, (4, "volume"): NAN}, seed=3).to_csv(tmp_path / "two.csv", index=False)
+    said = []
+    panel = load_panel(section(tmp_path, missing="drop"), say=said.append)
+    assert [info.symbol for info in panel.series] == ["B", "two"] and panel.offsets.tolist() == [0, N - 1, 2 * N - 3]
+    assert panel.breaks.tolist() == [7, N - 1 + 4, N - 1 + 10]
+
+
 def test_a_row_without_a_time_leaves_its_gap_where_it_stood(tmp_path):
     frame = with_cells({(5, "timestamps"): ""}).iloc[::-1]  # newest first: the row above the lost one is the later one
     panel, said = load(tmp_path, frame, missing="drop")

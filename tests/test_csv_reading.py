@@ -164,6 +164,13 @@ def test_a_list_a_glob_and_a_folder_give_one_series_per_file(tmp_path, order):
         assert [info.symbol for info in panel.series] == ["a", "b"] and panel.offsets.tolist() == [0, 30, 61]
 
 
+def test_a_file_reached_by_two_ways_is_read_once(tmp_path, monkeypatch):
+    write(tmp_path / "a.csv", make_frame(30))
+    (tmp_path / "link.csv").symlink_to(tmp_path / "a.csv")
+    monkeypatch.chdir(tmp_path)
+    assert load(["a.csv", str(tmp_path / "a.csv"), "link.csv"])[0].n_rows == 30
+
+
 def test_files_of_one_name_are_told_apart_by_their_folder(tmp_path):
     for folder in ("spot", "perp"):
         (tmp_path / folder).mkdir()

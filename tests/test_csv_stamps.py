@@ -44,6 +44,8 @@ def test_the_reason_names_the_edges_and_the_exchange():
 def test_cut_first_and_last_days_do_not_mislead():
     wall = days([("09:35", "11:30"), ("13:05", "15:00")], "5min")
     assert choose_stamp("auto", [wall[21:-30]]).stamp == "close"
+    two_days = days([("10:30", "11:30"), ("14:00", "15:00")], "60min", n=2)  # hourly bars: nothing but the session tells
+    assert choose_stamp("auto", [two_days[1:-1]]).stamp == "close"
 
 
 @pytest.mark.parametrize("freq", ["1min", "1h", "4h", "1D", "7D"])

@@ -1,5 +1,6 @@
 """Model folders: what is written can be read, by us and by the hub library; what is damaged is refused with one helpful message."""
 
+import errno
 import json
 import os
 import resource
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from kronos import InputError, Kronos, KronosTokenizer, MissingFileError, fingerprint, hub, load_predictor, load_tokenizer, save_module
 from kronos.published import PublishedModule
+from kronos.weights import write_atomically
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -104,9 +106,12 @@ def test_a_hub_id_offline_fails_at_once_and_says_how_to_use_a_local_folder(monke
     assert "HF_HUB_OFFLINE" in text and "give that folder's path" in text
 
 
-def test_a_hub_that_never_answers_fails_within_seconds(monkeypatch):
+@pytest.mark.parametrize("hangs", ["in the answer", "in the name look-up"])
+def test_a_hub_that_never_answers_fails_within_seconds(monkeypatch, hangs):
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "_PROBE_S", 0.4)
+    monkeypatch.setattr(hub, "_PROBE_S", 0.3)
+    if hangs == "in the name look-up":
+        monkeypatch.setattr(hub, "get_session", lambda: time.sleep(5))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         began = time.monotonic()
@@ -167,19 +172,23 @@ def test_truncated_weights_are_refused(folder, keep):
 
 
 HEADERS = {
-    "longer than the file": struct.pack("<Q", 2**63) + b"{}",
-    "huge": struct.pack("<Q", 9 << 20) + b" " * (9 << 20),
-    "not JSON": struct.pack("<Q", 4) + b"\x00\x01\x02\x03",
-    "deeply nested": struct.pack("<Q", 200_000) + b"[" * 200_000,
-    "offsets past the end": struct.pack("<Q", 72) + b'{"norm.weight":{"dtype":"F32","shape":[32],"data_offsets":[0,99999999]}}',
+    "longer than the file": (struct.pack("<Q", 2**63) + b"{}", "damaged or cut off"),
+    "huge": (struct.pack("<Q", 9 << 20) + b" " * (9 << 20), "no model needs more"),
+    "not JSON": (struct.pack("<Q", 4) + b"\x00\x01\x02\x03", "damaged or cut off"),
+    "deeply nested": (struct.pack("<Q", 200_000) + b"[" * 200_000, "damaged or cut off"),
+    "past the end": (
+        struct.pack("<Q", 72) + b'{"norm.weight":{"dtype":"F32","shape":[32],"data_offsets":[0,99999999]}}',
+        "damaged or cut off",
+    ),
 }
 
 
 @pytest.mark.parametrize("header", HEADERS)
 def test_hostile_headers_are_refused_at_once(folder, header):
-    (folder / "model.safetensors").write_bytes(HEADERS[header])
+    data, words = HEADERS[header]
+    (folder / "model.safetensors").write_bytes(data)
     began = time.monotonic()
-    assert "model.safetensors" in message(folder)
+    assert words in message(folder)
     assert time.monotonic() - began < 2
 
 
@@ -219,6 +228,19 @@ def test_when_the_disk_fills_while_saving_the_previous_weights_survive_and_nothi
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (folder / "model.safetensors").read_bytes() == before
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_half_written_file_never_takes_the_place_of_the_old_one(tmp_path):
+    (tmp_path / "a.json").write_text("old")
+
+    def half(path: Path) -> None:
+        path.write_text("ne")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(InputError, match="free some space"):
+        write_atomically(tmp_path / "a.json", half)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert (tmp_path / "a.json").read_text() == "old"
 
 
 def test_a_killed_save_leaves_the_previous_weights_in_place(folder, monkeypatch):

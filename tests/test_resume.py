@@ -104,6 +104,14 @@ def test_every_nth_epoch_and_the_top_k_are_kept(tmp_path):
     assert {n for n in names if n.startswith("best-")} == {f"best-epoch={e + 1:02d}" for _, e in ranked[:2]}
 
 
+def test_a_run_started_anew_is_never_continued_from_the_former_one_which_is_kept_aside(tmp_path):
+    train(tmp_path, epochs=2)
+    with pytest.raises(Interrupted):
+        train(tmp_path, epochs=2, stop=tiny.StopAfter(1), save_last=False)  # ends before its first save
+    folder = tmp_path / "checkpoints"
+    assert checkpoint.newest_last(folder) is None and (folder / "former" / "complete.json").is_file()
+
+
 def test_resuming_a_finished_run_changes_nothing(tmp_path):
     before = train(tmp_path)
     assert tiny.same(train(tmp_path, resume=True), before)

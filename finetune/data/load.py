@@ -152,8 +152,7 @@ def _assemble(parts: Sequence[tuple[SeriesInfo, CleanBars]], stamp: str, needed:
                 continue
             period = info.period or period_name(period_of(bars.times[first:end]))
             series.append(replace(info, symbol=name, period=period))
-            inside = bars.breaks[(bars.breaks > first) & (bars.breaks < end)]
-            breaks.append(inside - first + rows)
+            breaks.append(bars.breaks[slice(*np.searchsorted(bars.breaks, [first, end]))] - first + rows)
             pieces.append((bars, slice(first, end)))
             rows += end - first
     _say_short(short, needed, bool(series), say)

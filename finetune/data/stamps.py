@@ -94,9 +94,9 @@ def _guess(wall: np.ndarray) -> Guess:
         return Guess("open", "bars around the clock, stamped at their open by convention", sure=False)
     day = minutes // 1440
     new_day = np.flatnonzero(np.diff(day)) + 1
-    inner = slice(1, -1) if len(new_day) >= 3 else slice(None)  # the first and last day may be cut
-    starts = minutes[np.concatenate([[0], new_day])][inner] % 1440
-    ends = minutes[np.concatenate([new_day - 1, [len(day) - 1]])][inner] % 1440
+    whole = len(new_day) > 0  # the first day may begin late and the last end early
+    starts = minutes[new_day if whole else [0]] % 1440
+    ends = minutes[new_day - 1 if whole else [-1]] % 1440
     return _by_session(_commonest(starts), _commonest(ends), length) or _by_grid(minutes, length)
 
 

@@ -58,6 +58,16 @@ def newest_last(folder: Path) -> Path | None:
     return max(found)[1] if found else None
 
 
+def set_aside(folder: Path) -> None:
+    """A run that starts anew must never be continued from a former run's checkpoint: keep that one, but as `former`."""
+    path, former = newest_last(folder), folder / "former"
+    if path is not None:
+        shutil.rmtree(former, ignore_errors=True)
+        os.replace(path, former)
+    for rest in folder.glob("last-*"):
+        shutil.rmtree(rest)
+
+
 def load_last(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Weights and training state of a complete checkpoint, on the CPU. Raises InputError naming the file if either is damaged."""
     try:

@@ -95,6 +95,8 @@ class _Loop:
         self.identity = {**{f"training {k}": v for k, v in self.train.facts.items()}, **{f"validation {k}": v for k, v in self.val.facts.items()},
                          "seed": settings.seed, **task.identity()}
         saved = self._load() if resume and run is not None else None
+        if run is not None and not resume and world.is_main:
+            checkpoint.set_aside(run.checkpoints)
         self.stepper = Stepper(task, settings, world)
         if saved:
             self.stepper.optimiser.load_state_dict(saved["optimiser"])
@@ -300,6 +302,7 @@ class _Loop:
         assert self.out is not None
         path = checkpoint.newest_last(self.out.checkpoints)
         if path is None:
+            self.out.rewind(0)  # killed before its first checkpoint: what it logged will be logged again
             return None
         weights, saved = checkpoint.load_last(path)
         checkpoint.check_identity(path, saved["identity"], self.identity)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from .randomness import permute
 
 STD_FLOOR = 1e-5  # added to the standard deviation, as in the published forecaster
+_BLOCK = 8192  # positions permuted together: at small batches numpy's call overhead would cost more than the windows themselves
 
 
 class Source(Protocol):
@@ -165,14 +167,20 @@ def epoch_order(source: Source, per_epoch: int, epoch: int, seed: int, first: in
     Epochs read one endless stream: pass after pass over all windows, each pass a fresh permutation. So an epoch of
     all windows sees each exactly once, and shorter epochs go on where the last one ended until all have been seen.
     """
-    n = len(source)
-    positions = epoch * per_epoch + np.arange(first, last, dtype=np.int64)
-    passes, within = np.divmod(positions, n)
-    out = np.empty_like(positions)
-    for p in np.unique(passes):
-        here = passes == p
-        out[here] = permute(within[here], n, _pass_key(seed, int(p)))
-    return out
+    n, pieces = len(source), []
+    position, stop = epoch * per_epoch + first, epoch * per_epoch + last
+    while position < stop:
+        number, within = divmod(position, n)
+        block, inside = divmod(within, _BLOCK)
+        pieces.append(_block_order(n, _pass_key(seed, number), block)[inside : inside + stop - position])
+        position += len(pieces[-1])
+    return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+
+
+@lru_cache(maxsize=4)
+def _block_order(n: int, key: int, number: int) -> np.ndarray:
+    """The windows at positions number·_BLOCK.. of one pass over n. Kept, since the steps of an epoch walk through a block together."""
+    return permute(np.arange(number * _BLOCK, min(n, (number + 1) * _BLOCK)), n, key)
 
 
 def _pass_key(seed: int, number: int) -> int:

@@ -1,0 +1,162 @@
+"""Training killed with `kill -9` at random moments and resumed each time, against training that was never stopped: are the weights the same bits?
+
+A real process with a run folder trains a predictor, then a tokenizer, and saves after every step, so that many kills fall into a save. The moments are drawn (seeded) over the
+whole run; after each kill every checkpoint found is read in full.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from finetune.engine import checkpoint
+from finetune.engine.command import run_command
+from finetune.engine.kronos_tasks import PredictorTask, TokenizerTask
+from finetune.engine.settings import FitSettings
+from finetune.engine.splits import make_splits
+from finetune.engine.task import Task
+from finetune.engine.tracking import Run
+from finetune.engine.trainer import fit
+from kronos import Kronos, KronosTokenizer
+from kronos.errors import InputError
+
+from .common import ROOT, Report, Row, begin, end, make_panel, parser_for
+
+NAME = "resume"
+STAGES = ("predictor", "tokenizer")
+SMALL = dict(d_model=32, n_heads=2, ff_dim=64, s1_bits=5, s2_bits=5, ffn_dropout_p=0.1, attn_dropout_p=0.1, resid_dropout_p=0.1)
+
+
+@dataclass
+class _Tally:
+    """What was found after the kills."""
+
+    kills: int = 0
+    unreadable: list[str] = field(default_factory=list)
+    while_saving: int = 0  # kills that left something half-written behind
+    before_any: int = 0  # kills before a stage's first checkpoint
+    trained_s: float = 0.0  # of all attempts, from the moment each could begin
+
+
+def main(argv: Sequence[str] | None = None) -> Report:
+    """Parse, train, kill, resume, compare."""
+    parser = parser_for(NAME, __doc__)
+    parser.add_argument("--rounds", type=int, default=10, help="kills (default: 10)")
+    parser.add_argument("--epochs", type=int, default=4, help="epochs of each stage (default: 4)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    args, report = begin(NAME, parser, argv)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        undisturbed_s = _attempt(folder / "undisturbed", args, None)[1]
+        moments = sorted(random.Random(args.seed).uniform(0, undisturbed_s) for _ in range(args.rounds))
+        delays = [after - before for before, after in zip([0.0, *moments], moments, strict=False)]
+        tally, same, runs = _Tally(), True, 0
+        while tally.kills < args.rounds:  # one run usually takes all the kills, since each costs it time
+            runs += 1
+            _disturbed(folder / f"run-{runs}", args, delays, tally)
+            same &= all(_same(folder / "undisturbed" / stage, folder / f"run-{runs}" / stage) for stage in STAGES)
+    lost_s = tally.trained_s - runs * undisturbed_s
+    report.details |= {"undisturbed": f"{undisturbed_s:.1f} s for both stages", "killed while something was half-written": tally.while_saving,
+                       "killed before a first checkpoint": tally.before_any, "unreadable": tally.unreadable or "none",
+                       "work repeated and checkpoints read again": f"{lost_s:.1f} s, {lost_s / tally.kills:.2f} s per kill (imports not counted)"}
+    report.rows.append(Row(f"resumed after kill -9 at {tally.kills} random moments against never stopped: final weights", "bit-identical",
+                           "bit-identical" if same else "they differ", same))
+    report.rows.append(Row("checkpoints unreadable after a kill", "0", str(len(tally.unreadable)), not tally.unreadable))
+    return end(report, args)
+
+
+def _disturbed(folder: Path, args: argparse.Namespace, delays: list[float], tally: _Tally) -> None:
+    """One run, killed after each of the `delays` that are left (they are used up), resumed each time until it is done."""
+    done = False
+    while not done:
+        done, trained_s = _attempt(folder, args, delays[0] if delays else None)
+        tally.trained_s += trained_s
+        if not done:
+            delays.pop(0)
+            tally.kills += 1
+            _examine(folder, tally)
+
+
+def _attempt(folder: Path, args: argparse.Namespace, kill_after_s: float | None) -> tuple[bool, float]:
+    """Start (or resume) the training process; kill it so many seconds after its imports. Returns whether it ended, and its seconds since then."""
+    child = subprocess.Popen([sys.executable, "-m", f"benchmarks.{NAME}", "--child", str(folder), str(args.epochs), str(args.threads)], cwd=ROOT,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout
+    child.stdout.readline()  # its imports are over
+    begin_s = time.perf_counter()
+    try:
+        _, error = child.communicate(timeout=kill_after_s)
+    except subprocess.TimeoutExpired:
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+        return False, time.perf_counter() - begin_s
+    if child.returncode:
+        raise InputError(f"the training process failed, which a resumed run never should:\n{error}")
+    return True, time.perf_counter() - begin_s
+
+
+def _examine(folder: Path, tally: _Tally) -> None:
+    """Read what a kill left: every complete checkpoint must load."""
+    for stage in STAGES:
+        place = folder / stage / "checkpoints"
+        if not place.is_dir():
+            continue
+        found = [path for path in place.glob("last-*") if (path / checkpoint.MARKER).is_file()]
+        tally.before_any += not found
+        tally.while_saving += len(found) != 1 or any(place.glob(".*"))  # a temporary folder, a folder without its marker, or the former one still there
+        for path in found:
+            try:
+                checkpoint.load_last(path)
+            except InputError as error:
+                tally.unreadable.append(str(error))
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether the weights of the last checkpoint and of the best model are the same bits."""
+    def weights(folder: Path) -> list[dict[str, torch.Tensor]]:
+        last = checkpoint.newest_last(folder / "checkpoints")
+        assert last is not None
+        return [checkpoint.load_last(last)[0], load_file(folder / "best_model" / checkpoint.WEIGHTS)]
+
+    return all(a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a) for a, b in zip(weights(one), weights(other), strict=True))
+
+
+# ---------------------------------------------------------------------- in the child
+
+
+def _child(folder: str, epochs: str, threads: str) -> None:
+    """Both stages, from wherever their checkpoints say."""
+    torch.set_num_threads(int(threads))
+    print(json.dumps({"ready": True}), flush=True)
+    splits = make_splits(make_panel(4, 200), 24, 8, (0.8, 0.2, 0.0), say=lambda _: None)
+    for stage in STAGES:
+        settings = FitSettings(epochs=int(epochs), batch_size=8, learning_rate=1e-3, checkpoint_every_steps=1, log_interval=5, num_workers=1)
+        with Run.create(Path(folder) / stage, config={}, is_main=True, resume=True, name=stage) as run:
+            fit(_task(stage), splits, settings, run, resume=True)
+
+
+def _task(stage: str) -> Task:
+    torch.manual_seed(0)
+    tokenizer = KronosTokenizer(d_in=6, n_enc_layers=2, n_dec_layers=2, beta=0.05, gamma0=1.0, gamma=1.1, zeta=0.05, group_size=5, **SMALL)
+    if stage == "tokenizer":
+        return TokenizerTask(tokenizer, 24)
+    return PredictorTask(Kronos(n_layers=2, token_dropout_p=0.1, learn_te=True, **SMALL), tokenizer, 24)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        _child(*sys.argv[2:])
+    else:
+        run_command(lambda: main() and None)
