@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 import pytest
-from pydantic import SecretStr
+from pydantic import SecretStr, field_validator
 
 from finetune.engine.config import Section, describe_keys, key, key_table, load_config, resolved, sources, template, text_or, to_yaml
 from kronos.errors import InputError
@@ -45,7 +45,15 @@ class Output(Section):
 
     base: str = key("out", "parent folder", env="KRONOS_OUTPUT_PATH", path="out")
     folder: str = key("", "folder", path="out")
-    token: SecretStr = key(SecretStr(""), "key of the tracker")
+    token: SecretStr = key(SecretStr(""), "key of the tracker", max_length=20)
+    note: str = key("", "free text")
+
+    @field_validator("token")
+    @classmethod
+    def _plausible(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value().startswith("x"):
+            raise ValueError("is no key; copy it from your account")
+        return value
 
     def _complete(self) -> None:
         self._fill(folder=self.folder or f"{self.base}/x")
@@ -217,6 +225,8 @@ def test_a_bad_value_is_told_with_its_line_key_value_and_what_is_expected(load, 
         ("batch_size: 1\n", "unknown key batch_size; did you mean training.batch_size?"),
         ("training: {epoch: 1}\n", "did you mean training.epochs?"),
         ("output: {width: 1}\n", "did you mean model.net.width?"),
+        ("output: {nte: 1}\n", "did you mean output.note?"),
+        ("model: {nte: 1}\n", "did you mean training.note or output.note?"),
         ("training: {lookback: 1}\n", "known in training: first_epochs, second_epochs, batch_size"),
         ("zzz: 1\n", "unknown key zzz; known at the top: data, training, output, model"),
     ],
@@ -278,7 +288,8 @@ def test_a_secret_is_in_no_dump_no_message_and_no_repr(load, refused):
     assert config.output.token.get_secret_value() == secret
     assert secret not in repr(config) + str(resolved(config)) + to_yaml(resolved(config)) + str(sources(config))
     assert "token" not in resolved(config)["output"]
-    for text in ("output: {token: [hunter2]}", "output: {tokem: hunter2}", "output: hunter2", "tokens: {token: hunter2}"):
+    given = ["[hunter2]", "xhunter2", "hunter2hunter2hunter2"]
+    for text in [*(f"output: {{token: {value}}}" for value in given), "output: {tokem: hunter2}", "output: hunter2", "tokens: {token: hunter2}"]:
         assert secret not in refused(f"{GOOD}{text}\n")
 
 

@@ -252,11 +252,14 @@ def test_dropout_replaces_what_was_loaded():
 
 @pytest.mark.parametrize(
     "flag",
-    ["tokenizer_epochs=0", "basemodel_epochs=-1", "batch_size=0", "accumulation_steps=0", "log_interval=0", "num_workers=-1", "top_k=0",
-     "seed=-1", "tokenizer_learning_rate=0", "predictor_learning_rate=5", "adam_beta1=1", "adam_beta2=-0.1", "warmup_ratio=1", "div_factor=0.5",
-     "plateau_factor=1", "min_lr_ratio=2", "schedule=step", "amp=fp8", "cache_tokens=maybe", "cache_limit_gib=0", "augment.slice=1",
-     "augment.noise=-1", "early_stop_patience=-1", "monitor_tokenizer=val_s1", "clip_norm_predictor=-1", "seed=99999999999999999999"],
-)  # fmt: skip
+    (
+        "tokenizer_epochs=0 basemodel_epochs=-1 batch_size=0 accumulation_steps=0 log_interval=0 num_workers=-1 top_k=0 "
+        "seed=-1 tokenizer_learning_rate=0 predictor_learning_rate=5 adam_beta1=1 adam_beta2=-0.1 warmup_ratio=1 "
+        "div_factor=0.5 plateau_factor=1 min_lr_ratio=2 schedule=step amp=fp8 cache_tokens=maybe cache_limit_gib=0 "
+        "augment.slice=1 augment.noise=-1 early_stop_patience=-1 monitor_tokenizer=val_s1 clip_norm_predictor=-1 "
+        "seed=99999999999999999999"
+    ).split(),
+)
 def test_training_keys_out_of_range_are_refused_by_name(flag):
     name = flag.partition("=")[0]
     assert f"training.{name} is " in refusal(f"training.{flag}")
@@ -291,7 +294,8 @@ def test_every_setting_of_the_loop_is_set_by_some_key():
 
 
 def test_a_named_gpu_and_no_gpus_contradict_each_other():
-    assert "device.device: is cuda, but device.use_cuda is false; keep one of the two" in refusal("device.device=cuda", "device.use_cuda=false")
+    message = refusal("device.device=cuda", "device.use_cuda=false")
+    assert "device.device: is cuda, but device.use_cuda is false; keep one of the two" in message
 
 
 def test_comet_is_off_or_fully_described():

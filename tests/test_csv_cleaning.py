@@ -62,7 +62,8 @@ DOUBTFUL = [
     ({(3, "close"): 1}, "row 5, column 'close': close 1.0 is outside low", "open or close outside low to high"),
     ({(3, "volume"): -1}, "row 5, column 'volume': -1.0 is negative", "negative volume or amount"),
     ({(3, "amount"): -1}, "row 5, column 'amount': -1.0 is negative", "negative volume or amount"),
-    ({(3, "volume"): 1e39}, r"row 5, column 'volume': 1e\+39 is too large for float32", "beyond float32"),
+    ({(3, "low"): 1e-50}, "row 5, column 'low': 1e-50 is beyond what float32 holds", "beyond float32"),  # it would become 0
+    ({(3, "volume"): 1e39}, r"row 5, column 'volume': 1e\+39 is beyond what float32 holds", "beyond float32"),
 ]
 
 
@@ -182,6 +183,20 @@ def test_a_filled_bar_that_contradicts_itself_is_dropped(tmp_path):
     frame.loc[8, ["open", "low", "close"]] *= 3  # its high would be filled below its low
     panel, said = load(tmp_path, frame, missing="ffill")
     assert kept(panel) == without(8) and panel.breaks.tolist() == [8] and "filled bar contradicts itself: 1 bars" in said
+
+
+def test_an_amount_that_is_not_given_follows_the_filled_values(tmp_path):
+    frame = with_cells({(8, name): NAN for name in KRONOS_NAMES}).drop(columns="amount")
+    panel, _ = load(tmp_path, frame, missing="ffill")
+    prices, volume = panel.features[:, :4].astype(np.float64), panel.features[:, 4].astype(np.float64)
+    np.testing.assert_allclose(panel.features[:, 5], volume * prices.mean(axis=1), rtol=1e-6)
+
+
+def test_an_amount_that_would_pass_float32_is_an_error_of_its_file(tmp_path):
+    frame = with_cells({(3, "volume"): 9e37}).drop(columns="amount")
+    with pytest.raises(InputError, match=r"x.csv, row 5, column 'amount': .* is beyond what float32 holds"):
+        load(tmp_path, frame)
+    assert kept(load(tmp_path, frame, missing="drop")[0]) == without(3)
 
 
 def test_no_value_is_ever_filled_from_another_series(tmp_path):

@@ -17,7 +17,7 @@ from finetune.data.timestamps import EMPTY, FIX, Times, read_times
 
 OPEN, HIGH, LOW, CLOSE, VOLUME, AMOUNT = range(6)
 _TOLERANCE = 1e-5  # relative: adjusted prices are rounded one by one, so a close may pass its high by the last digit
-_TOO_LARGE = 1e38  # float32 ends here
+_SMALLEST, _LARGEST = 1e-37, 1e38  # a price below is 0 in float32, a value above infinite
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?$|^[+-]?(?i:inf|infinity)$"
 
 
@@ -62,11 +62,19 @@ def bars_of_table(table: Table, name: str, *, timezone: str = "") -> Bars:
             if key in KRONOS_NAMES[:4] or not np.isnan(numbers).all() or unread[:, place].any():
                 values[:, place] = numbers
                 given.add(key)
+    if "amount" not in given:
+        values[:, AMOUNT] = usual_amount(values)
     notes = [*table.notes, *_absent(given, problems.source)]
     codes, series = _series(table, name)
     bars = Bars(codes, series, times, values, unread, frozenset(given), names, problems, notes)
     _note_duplicates(bars, bool(table.chosen.symbol))
     return bars
+
+
+def usual_amount(values: np.ndarray) -> np.ndarray:
+    """[n] volume x mean of the four prices, of values [n, 6]: what an amount is where none is given."""
+    with np.errstate(invalid="ignore", over="ignore"):  # 0 x infinity: the price is told, not its product
+        return values[:, VOLUME] * values[:, : CLOSE + 1].mean(axis=1)
 
 
 def _absent(given: set[str], source: str) -> list[str]:
@@ -137,7 +145,7 @@ def note_missing(bars: Bars) -> None:
     bars.problems.add(np.flatnonzero(bars.times.missing), "the time is empty", FIX, bars.columns["timestamps"])
     for place, key in enumerate(KRONOS_NAMES):
         rows = np.flatnonzero(~np.isfinite(bars.values[:, place]) & ~bars.unread[:, place])
-        if len(rows):
+        if key in bars.given and len(rows):
             value = bars.values[rows[0], place]
             what = "the cell is empty (NaN)" if np.isnan(value) else f"{value} is not a finite number"
             bars.problems.add(rows, what, "fill it, or set data.missing: drop or ffill", bars.columns[key])
@@ -146,7 +154,7 @@ def note_missing(bars: Bars) -> None:
 def note_impossible(bars: Bars) -> None:
     """Note every value that no bar can have."""
     for found in impossible(bars.values):
-        column = bars.columns[KRONOS_NAMES[found.place]]
+        column = bars.columns.get(KRONOS_NAMES[found.place], "amount")
         bars.problems.add(np.flatnonzero(found.rows), found.what, "correct it, or set data.missing: drop to leave such bars out", column)
 
 
@@ -165,7 +173,8 @@ def impossible(values: np.ndarray) -> Iterator[Finding]:
             yield from found("price <= 0", column <= 0, place, "price {value} is not above 0")
         else:
             yield from found("negative volume or amount", column < 0, place, "{value} is negative")
-        yield from found("beyond float32", np.abs(column) > _TOO_LARGE, place, "{value} is too large for float32")
+        beyond = (np.abs(column) > _LARGEST) | ((place <= CLOSE) & (column > 0) & (column < _SMALLEST))
+        yield from found("beyond float32", beyond, place, "{value} is beyond what float32 holds")
     prices = np.where(finite[:, : CLOSE + 1] > 0, finite[:, : CLOSE + 1], np.nan)  # the others have been told already
     high, low = prices[:, HIGH], prices[:, LOW]
     slack = _TOLERANCE * np.abs(high)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetune.data.checks import AMOUNT, CLOSE, VOLUME, Bars, bars_of_table, impossible, note_impossible, note_missing
+from finetune.data.checks import AMOUNT, VOLUME, Bars, bars_of_table, impossible, note_impossible, note_missing, usual_amount
 from finetune.data.csv_bars import Table
 from finetune.data.timestamps import stamp_features
 from kronos.errors import InputError
@@ -102,7 +102,7 @@ def clean(table: Table, name: str, *, policy: Policy, timezone: str = "") -> Cle
     rows.lose("value missing", np.isnan(rows.values).any(axis=1))
     _suspended(rows, policy)
     if "amount" not in bars.given:
-        rows.values[:, AMOUNT] = rows.values[:, VOLUME] * rows.values[:, : CLOSE + 1].mean(axis=1)
+        rows.values[:, AMOUNT] = usual_amount(rows.values)  # again, now that cells are filled
     return _kept(rows, bars, order)
 
 
@@ -170,13 +170,11 @@ def _kept(rows: _Rows, bars: Bars, order: np.ndarray) -> CleanBars:
     present, first = np.unique(codes, return_index=True)
     rows.count("series without a usable bar", np.isin(rows.codes, present, invert=True))
     wall = bars.times.wall[order[keep]]
-    with np.errstate(over="ignore"):  # an amount computed beyond float32 becomes inf and is refused by Panel.build
-        features = rows.values[keep].astype(np.float32)
     return CleanBars(
         source=bars.problems.source,
         names=[rows.names[code] for code in present],
         offsets=np.append(first, len(keep)).astype(np.int64),
-        features=features,
+        features=rows.values[keep].astype(np.float32),
         stamps=stamp_features(wall),
         times=bars.times.times[order[keep]],
         wall=wall,

@@ -123,6 +123,7 @@ class _Loop:
                 self._finish_epoch()
         finally:
             self.bar.close()
+        self.world.barrier()  # rank 0 has saved the best weights before anyone reads them
         return FitResult(state.best, state.best_epoch, state.step, state.skipped, state.history, time.perf_counter() - self.begin,
                          self.best_weights)
 
