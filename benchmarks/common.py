@@ -18,6 +18,7 @@ import torch
 from finetune.data.panel import Panel, SeriesInfo
 from finetune.engine.command import command_parser
 from finetune.engine.files import write_json
+from finetune.engine.windows import Source
 
 ROOT = Path(__file__).resolve().parent.parent  # the repository: children are started here, so that `python -m benchmarks.x` is found
 LOOKBACK, HORIZON = 90, 10
@@ -157,5 +158,33 @@ def timed(work: Callable[[], object], units: float = 1) -> float:
 
 def spread(values: Sequence[float], scale: float = 1.0, unit: str = "", inverse: bool = False) -> str:
     """Median and range as text; `inverse` turns seconds per unit into units per second."""
+    if not values:
+        return "none"
     shown = [1 / v if inverse else v * scale for v in values]
     return f"median {statistics.median(shown):.4g}{unit} ({min(shown):.4g} to {max(shown):.4g}, {len(shown)} rounds)"
+
+
+class AtFirstBatch:
+    """A source of windows that calls `tell` once, just before its first batch is gathered."""
+
+    def __init__(self, source: Source, tell: Callable[[], None]):
+        self.source, self.tell, self.facts = source, tell, source.facts
+        self.told = False
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def to(self, device: torch.device) -> None:
+        self.source.to(device)
+
+    def gather(self, index: np.ndarray) -> dict[str, torch.Tensor]:
+        if not self.told:
+            self.told = True
+            self.tell()
+        return self.source.gather(index)
+
+    def stamps(self, index: np.ndarray) -> torch.Tensor:
+        return self.source.stamps(index)
+
+    def describe(self, index: np.ndarray) -> list[str]:
+        return self.source.describe(index)

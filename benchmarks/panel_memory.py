@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from finetune.data.panel import Panel, SeriesInfo
 from finetune.engine.command import run_command
 from kronos.errors import InputError
 
-from .common import ROOT, Report, Row, begin, end, make_bars, parser_for
+from .common import ROOT, AtFirstBatch, Report, Row, begin, end, make_bars, parser_for
 
 NAME = "panel_memory"
 REACH_MB = 100.0
@@ -165,7 +165,7 @@ def _train(folder: Path, steps: int) -> None:
     splits = make_splits(panel, 90, 10, (0.8, 0.2, 0.0), say=lambda _: None)
     split = here.added()
     before: dict = {}
-    watch = _AtFirstBatch(splits.train, lambda: before.update(here.added()))
+    watch = AtFirstBatch(splits.train, lambda: before.update(here.added()))
     settings = FitSettings(epochs=1, batch_size=512, n_train_iter=512 * steps, n_val_iter=512, num_workers=0)
     fit(task, splits._replace(train=watch), settings)
     after = here.added()
@@ -184,25 +184,6 @@ class _Memory:
         maps = [m for m in self.process.memory_maps() if m.path.startswith(self.folder)]
         return {"USS MB": round((self.process.memory_full_info().uss - self.uss) / 1e6, 1), "s": round(seconds, 2),
                 "panel RSS MB": round(sum(m.rss for m in maps) / 1e6, 1), "panel PSS MB": round(sum(m.pss for m in maps) / 1e6, 1)}
-
-
-class _AtFirstBatch:
-    """A source that calls `measure` just before its first batch is gathered."""
-
-    def __init__(self, source: object, measure: Callable[[], None]):
-        self.source, self.measure, self.facts = source, measure, source.facts
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.source, name)
-
-    def gather(self, index: np.ndarray) -> object:
-        if self.measure:
-            self.measure()
-            self.measure = None
-        return self.source.gather(index)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ whole run; after each kill every checkpoint found is read in full.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -32,9 +32,10 @@ from finetune.engine.trainer import fit
 from kronos import Kronos, KronosTokenizer
 from kronos.errors import InputError
 
-from .common import ROOT, Report, Row, begin, end, make_panel, parser_for
+from .common import ROOT, AtFirstBatch, Report, Row, begin, end, make_panel, parser_for, spread
 
 NAME = "resume"
+READY = "first batch"
 STAGES = ("predictor", "tokenizer")
 SMALL = dict(d_model=32, n_heads=2, ff_dim=64, s1_bits=5, s2_bits=5, ffn_dropout_p=0.1, attn_dropout_p=0.1, resid_dropout_p=0.1)
 
@@ -46,8 +47,10 @@ class _Tally:
     kills: int = 0
     unreadable: list[str] = field(default_factory=list)
     while_saving: int = 0  # kills that left something half-written behind
-    before_any: int = 0  # kills before a stage's first checkpoint
-    trained_s: float = 0.0  # of all attempts, from the moment each could begin
+    before_any: int = 0  # kills before the first checkpoint
+    in_stage: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
+    lost_s: list[float] = field(default_factory=list)  # from the last complete checkpoint to the kill
+    start_s: list[float] = field(default_factory=list)  # from starting the process until its first batch
 
 
 def main(argv: Sequence[str] | None = None) -> Report:
@@ -59,18 +62,18 @@ def main(argv: Sequence[str] | None = None) -> Report:
     args, report = begin(NAME, parser, argv)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        undisturbed_s = _attempt(folder / "undisturbed", args, None)[1]
+        begin_s, tally, runs, same = time.perf_counter(), _Tally(), 0, True
+        assert _attempt(folder / "undisturbed", args, None, tally)
+        undisturbed_s = time.perf_counter() - begin_s - tally.start_s[0]
         moments = sorted(random.Random(args.seed).uniform(0, undisturbed_s) for _ in range(args.rounds))
         delays = [after - before for before, after in zip([0.0, *moments], moments, strict=False)]
-        tally, same, runs = _Tally(), True, 0
         while tally.kills < args.rounds:  # one run usually takes all the kills, since each costs it time
             runs += 1
             _disturbed(folder / f"run-{runs}", args, delays, tally)
             same &= all(_same(folder / "undisturbed" / stage, folder / f"run-{runs}" / stage) for stage in STAGES)
-    lost_s = tally.trained_s - runs * undisturbed_s
-    report.details |= {"undisturbed": f"{undisturbed_s:.1f} s for both stages", "killed while something was half-written": tally.while_saving,
-                       "killed before a first checkpoint": tally.before_any, "unreadable": tally.unreadable or "none",
-                       "work repeated and checkpoints read again": f"{lost_s:.1f} s, {lost_s / tally.kills:.2f} s per kill (imports not counted)"}
+    report.details |= {"undisturbed": f"{undisturbed_s:.1f} s for both stages", "runs that took the kills": runs, "killed in stage": tally.in_stage,
+                       "killed while something was half-written": tally.while_saving, "killed before the first checkpoint": tally.before_any,
+                       "unreadable": tally.unreadable or "none", "work lost per kill, s": spread(tally.lost_s), "starting again until the first batch (imports, reading the checkpoint), s": spread(tally.start_s)}
     report.rows.append(Row(f"resumed after kill -9 at {tally.kills} random moments against never stopped: final weights", "bit-identical",
                            "bit-identical" if same else "they differ", same))
     report.rows.append(Row("checkpoints unreadable after a kill", "0", str(len(tally.unreadable)), not tally.unreadable))
@@ -79,48 +82,51 @@ def main(argv: Sequence[str] | None = None) -> Report:
 
 def _disturbed(folder: Path, args: argparse.Namespace, delays: list[float], tally: _Tally) -> None:
     """One run, killed after each of the `delays` that are left (they are used up), resumed each time until it is done."""
-    done = False
-    while not done:
-        done, trained_s = _attempt(folder, args, delays[0] if delays else None)
-        tally.trained_s += trained_s
-        if not done:
-            delays.pop(0)
-            tally.kills += 1
-            _examine(folder, tally)
+    while not _attempt(folder, args, delays[0] if delays else None, tally):
+        delays.pop(0)
+        tally.kills += 1
+        _examine(folder, tally)
 
 
-def _attempt(folder: Path, args: argparse.Namespace, kill_after_s: float | None) -> tuple[bool, float]:
-    """Start (or resume) the training process; kill it so many seconds after its imports. Returns whether it ended, and its seconds since then."""
+def _attempt(folder: Path, args: argparse.Namespace, kill_after_s: float | None, tally: _Tally) -> bool:
+    """Start (or resume) the training process; kill it so many seconds after its first batch. Returns whether it ended by itself."""
+    begin_s = time.perf_counter()
     child = subprocess.Popen([sys.executable, "-m", f"benchmarks.{NAME}", "--child", str(folder), str(args.epochs), str(args.threads)], cwd=ROOT,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert child.stdout
-    child.stdout.readline()  # its imports are over
-    begin_s = time.perf_counter()
+    while (line := child.stdout.readline()) and line.strip() != READY:  # until training begins, or the process ends
+        pass
+    tally.start_s.append(time.perf_counter() - begin_s)
     try:
         _, error = child.communicate(timeout=kill_after_s)
     except subprocess.TimeoutExpired:
         child.send_signal(signal.SIGKILL)
         child.communicate()
-        return False, time.perf_counter() - begin_s
+        return False
     if child.returncode:
         raise InputError(f"the training process failed, which a resumed run never should:\n{error}")
-    return True, time.perf_counter() - begin_s
+    return True
 
 
 def _examine(folder: Path, tally: _Tally) -> None:
     """Read what a kill left: every complete checkpoint must load."""
+    killed_at, newest_s, stage_at = time.time(), 0.0, STAGES[0]
     for stage in STAGES:
         place = folder / stage / "checkpoints"
-        if not place.is_dir():
-            continue
-        found = [path for path in place.glob("last-*") if (path / checkpoint.MARKER).is_file()]
-        tally.before_any += not found
-        tally.while_saving += len(found) != 1 or any(place.glob(".*"))  # a temporary folder, a folder without its marker, or the former one still there
+        folders = list(place.glob("*last-*")) if place.is_dir() else []
+        found = [path for path in folders if (path / checkpoint.MARKER).is_file()]
+        stage_at = stage if (folder / stage).is_dir() else stage_at
+        tally.while_saving += len(folders) > 1  # a temporary folder, one without its marker, or the former one half removed
         for path in found:
+            newest_s = max(newest_s, (path / checkpoint.MARKER).stat().st_mtime)
             try:
                 checkpoint.load_last(path)
             except InputError as error:
                 tally.unreadable.append(str(error))
+    tally.in_stage[stage_at] += 1
+    tally.before_any += not newest_s
+    if newest_s:
+        tally.lost_s.append(killed_at - newest_s)
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -139,8 +145,9 @@ def _same(one: Path, other: Path) -> bool:
 def _child(folder: str, epochs: str, threads: str) -> None:
     """Both stages, from wherever their checkpoints say."""
     torch.set_num_threads(int(threads))
-    print(json.dumps({"ready": True}), flush=True)
+    import_module("torch.utils.tensorboard")  # a second or more that every attempt would otherwise spend in the middle of its training
     splits = make_splits(make_panel(4, 200), 24, 8, (0.8, 0.2, 0.0), say=lambda _: None)
+    splits = splits._replace(train=AtFirstBatch(splits.train, lambda: print(READY, flush=True)))
     for stage in STAGES:
         settings = FitSettings(epochs=int(epochs), batch_size=8, learning_rate=1e-3, checkpoint_every_steps=1, log_interval=5, num_workers=1)
         with Run.create(Path(folder) / stage, config={}, is_main=True, resume=True, name=stage) as run:

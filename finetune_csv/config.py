@@ -6,11 +6,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from os import environ
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
-from finetune.data.columns import check_mapping
 from finetune.engine.comet import CometSettings
 from finetune.engine.config import Section, key, load_config
 from finetune.engine.sections import (
@@ -25,15 +24,34 @@ from finetune.engine.sections import (
     safe_name,
 )
 from finetune.engine.settings import FitSettings
-from kronos.errors import InputError
 
-_SHORT_NAMES = {"vol": "volume", "amt": "amount"}
+
+class ColumnsSection(Section):
+    """What the file calls its columns, where the usual names do not find them. Case, order and further columns do not matter."""
+
+    aliases: ClassVar = {"vol": ("volume",), "amt": ("amount",), "timestamp": ("timestamps",)}
+
+    timestamps: str = key("timestamps", "the file's name for the bar's time; usual ones (date, time, 时间 ...) are found without it")
+    open: str = key("open", "the file's name for the first price")
+    high: str = key("high", "the file's name for the highest price")
+    low: str = key("low", "the file's name for the lowest price")
+    close: str = key("close", "the file's name for the last price, e.g. Adj Close")
+    volume: str = key("volume", "the file's name for the units traded (`vol` is the same key)")
+    amount: str = key("amount", "the file's name for the money traded (`amt` is the same key)")
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        users: dict[str, str] = {}
+        for name, column in self:
+            if not column:
+                yield name, f"is empty; expected: the column's name in the file (default {name})"
+            elif users.setdefault(column, name) != name:
+                yield name, f"names the file's column {column!r}, and so does {users[column]}; each needs its own"
 
 
 class CsvSection(Section):
     """How bars are read and checked."""
 
-    data_path: str | list[str] = key(
+    data_path: list[str] = key(
         ...,
         "a CSV or parquet file, a folder, a pattern such as 'bars/*.csv', arch:sp500 or arch:nasdaq, or a list of these, "
         "where each file is a series of its own; or one saved panel",
@@ -42,11 +60,7 @@ class CsvSection(Section):
         example="bars.csv",
     )
     symbol_column: str = key("", "column that names the symbol in a file with many; empty: symbol, ticker, code or instrument, if there")
-    columns: dict[str, str] = key(
-        {},
-        "the file's names for timestamps, open, high, low, close, volume (vol), amount (amt), where they are not recognised, "
-        "e.g. {close: Adj Close}",
-    )
+    columns: ColumnsSection = ColumnsSection()
     missing: Literal["error", "drop", "ffill"] = key(
         "error", "bars with empty or infinite values: stop, leave them out, or repeat the bar before; the last two say what they did"
     )
@@ -59,27 +73,10 @@ class CsvSection(Section):
 
     @field_validator("data_path")
     @classmethod
-    def _names_files(cls, value: str | list[str]) -> str | list[str]:
-        paths = [value] if isinstance(value, str) else value
-        if not paths or not all(path.strip() for path in paths):
+    def _names_files(cls, value: list[str]) -> list[str]:
+        if not value or not all(path.strip() for path in value):
             raise ValueError("names no file; give a CSV file, a folder, a pattern such as 'bars/*.csv', or arch:sp500")
         return value
-
-    @field_validator("columns", mode="before")
-    @classmethod
-    def _known_columns(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        named: dict[str, Any] = {}
-        for name, column in value.items():
-            full = _SHORT_NAMES.get(name, name)
-            if named.setdefault(full, column) != column:
-                raise ValueError(f"names {full} twice, in short and in full; keep one of the two")
-        try:
-            check_mapping(named)
-        except InputError as error:
-            raise ValueError(str(error).removeprefix("data.columns: ")) from None
-        return named
 
     _timezone = field_validator("timezone")(known_timezone)
 

@@ -4,7 +4,9 @@ from finetune.engine.command import command_parser, common_arguments, run_comman
 
 
 def main() -> None:
-    parser = command_parser(__doc__ or "", ["python finetune_csv/finetune_base_model.py --config C.yaml [--resume] [--set training.batch_size=16]"])
+    parser = command_parser(
+        __doc__ or "", ["python finetune_csv/finetune_base_model.py --config C.yaml [--resume] [--set training.batch_size=16]"]
+    )
     common_arguments(parser)
     args = parser.parse_args()
 

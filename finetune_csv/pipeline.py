@@ -63,8 +63,16 @@ def prepared(config: CsvConfig, stages: Sequence[Stage], *, resume: bool = False
             check_vocabulary(models["tokenizer"], models["predictor"])
         panel = _panel(config, here, say)
         data = config.data
-        windows = make_splits(panel, data.lookback_window, data.predict_window, data.ratios, split=data.split, stride=data.window_stride,
-                              clip=data.clip, say=say)
+        windows = make_splits(
+            panel,
+            data.lookback_window,
+            data.predict_window,
+            data.ratios,
+            split=data.split,
+            stride=data.window_stride,
+            clip=data.clip,
+            say=say,
+        )
         yield Job(config, panel, windows, models, here, stop, resume)
 
 
@@ -77,9 +85,19 @@ def run_stage(job: Job, stage: Stage) -> None:
     if stage == "tokenizer":
         train_tokenizer(model, job.windows, settings, place, world=job.world, stop=job.stop, resume=job.resume)
     else:
-        train_predictor(model, load_tokenizer(_tokenizer_for_predictor(job)), job.windows, settings, place, world=job.world, stop=job.stop,
-                        resume=job.resume, cache_tokens=training.cache_tokens, cache_limit_gib=training.cache_limit_gib,
-                        teacher_forcing=training.teacher_forcing)
+        train_predictor(
+            model,
+            load_tokenizer(_tokenizer_for_predictor(job)),
+            job.windows,
+            settings,
+            place,
+            world=job.world,
+            stop=job.stop,
+            resume=job.resume,
+            cache_tokens=training.cache_tokens,
+            cache_limit_gib=training.cache_limit_gib,
+            teacher_forcing=training.teacher_forcing,
+        )
     job.say(f"{stage}: best weights in {place.best}, curves in {place.folder / 'curves.png'}")
 
 
@@ -91,8 +109,19 @@ def draw_forecast(job: Job) -> Path | None:
         return None
     predictor, tokenizer = load_predictor(str(best)), load_tokenizer(_tokenizer_for_predictor(job))
     path = Path(config.model_paths.base_save_path, "forecast.png")
-    draw_preview(path, job.panel, job.windows, predictor, tokenizer, config.forecast, max_context=config.data.max_context,
-                 clip=config.data.clip, seed=config.training.seed, device=str(job.world.device), title=config.experiment.name)
+    draw_preview(
+        path,
+        job.panel,
+        job.windows,
+        predictor,
+        tokenizer,
+        config.forecast,
+        max_context=config.data.max_context,
+        clip=config.data.clip,
+        seed=config.training.seed,
+        device=str(job.world.device),
+        title=config.experiment.name,
+    )
     job.say(f"forecast: {path}")
     return path
 
@@ -140,8 +169,10 @@ def _tokenizer_for_predictor(job: Job) -> str:
     if is_complete(Path(paths.finetuned_tokenizer)) or Path(paths.finetuned_tokenizer, "model.safetensors").is_file():
         return paths.finetuned_tokenizer
     if job.config.experiment.train_tokenizer or not job.config.experiment.pre_trained_tokenizer:
-        raise MissingFileError(f"there is no fine-tuned tokenizer in {paths.finetuned_tokenizer}: train it first (finetune_csv/finetune_tokenizer.py), name one "
-                               "in model_paths.finetuned_tokenizer, or set experiment.train_tokenizer: false to use pretrained_tokenizer as it is")
+        raise MissingFileError(
+            f"there is no fine-tuned tokenizer in {paths.finetuned_tokenizer}: train it first (finetune_csv/finetune_tokenizer.py), "
+            "name one in model_paths.finetuned_tokenizer, or set experiment.train_tokenizer: false to use pretrained_tokenizer as it is"
+        )
     job.say(f"predictor: no fine-tuned tokenizer in {paths.finetuned_tokenizer}, using {paths.pretrained_tokenizer} as it is")
     return paths.pretrained_tokenizer
 
@@ -155,6 +186,8 @@ def stages_of(config: CsvConfig, *, skip_tokenizer: bool = False, skip_basemodel
     if experiment.train_basemodel and not skip_basemodel:
         stages.append("predictor")
     if not stages:
-        raise InputError("nothing to train: both stages are switched off (experiment.train_tokenizer, experiment.train_basemodel, --skip-tokenizer, "
-                         "--skip-basemodel); switch one on")
+        raise InputError(
+            "nothing to train: both stages are switched off (experiment.train_tokenizer, experiment.train_basemodel, --skip-tokenizer, "
+            "--skip-basemodel); switch one on"
+        )
     return stages

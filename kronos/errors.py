@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend. Commands print them as one message and exit with code 2; anything else is ours and keeps its traceback."""
+"""Errors that are the user's to mend. Commands print them as one message and exit with code 2; all else is ours and keeps its traceback."""
 
 
 class InputError(ValueError):

@@ -25,6 +25,7 @@ class _Paths:
         b, self.size = prefix[0].shape
         self.horizon = stamps.shape[1] - self.size
         self.made = tuple(prefix[0].new_zeros(b, samples, self.horizon) for _ in range(2))
+        self.clock = model.time_emb(stamps[:, self.size :])  # [B, horizon, d]
         self.cached: CachedPredictor | None = None
 
     def _window(self, step: int) -> CachedPredictor:
@@ -36,7 +37,7 @@ class _Paths:
             cached = CachedPredictor(self.model, self.samples, step)
             cached.prefill(*(ids[:, start:] for ids in self.prefix), stamps[:, : self.size - start])
             if step:
-                cached.extend(*made, stamps[:, self.size - start :])
+                cached.extend(*made, self.clock[:, :step])
             return cached
         pairs = zip(self.prefix, made, strict=True)
         rows = [torch.cat((old[:, start:].repeat_interleave(self.samples, 0), new.flatten(0, 1)), 1) for old, new in pairs]
@@ -53,7 +54,7 @@ class _Paths:
             self.cached = CachedPredictor(self.model, self.samples, self.horizon)
             self.cached.prefill(*self.prefix, self.stamps[:, : self.size], lengths)
         else:
-            self.cached.extend(*(ids[:, :, step - 1 : step] for ids in self.made), self.stamps[:, self.size + step - 1][:, None])
+            self.cached.extend(*(ids[:, :, step - 1 : step] for ids in self.made), self.clock[:, step - 1 : step])
         return self.cached
 
 

@@ -34,9 +34,9 @@ class Rotary(nn.Module):
         super().__init__()
         self.register_buffer("inv_freq", 1.0 / (10000 ** (torch.arange(0, dim, 2).float() / dim)))
 
-    def table(self, length: int, dtype: torch.dtype, first: int = 0) -> Rotation:
-        """Turns for positions first .. first + length - 1, in the type that queries and keys will have."""
-        positions = torch.arange(first, first + length, device=self.inv_freq.device, dtype=self.inv_freq.dtype)
+    def table(self, length: int, dtype: torch.dtype) -> Rotation:
+        """Turns for positions 0 .. length - 1, in the type that queries and keys will have."""
+        positions = torch.arange(length, device=self.inv_freq.device, dtype=self.inv_freq.dtype)
         angles = torch.outer(positions, self.inv_freq)
         cos, sin = angles.cos(), angles.sin()
         return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
@@ -66,26 +66,13 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # [B, T, d] -> [B, H, T, D]
 
-    def queries(self, x: Tensor, rotation: Rotation | None) -> Tensor:
-        """[B, T, d] -> [B, H, T, D], turned by `rotation` unless it is None."""
-        q = self._heads(self.q_proj(x))
-        return q if rotation is None else ops.rotate(q, *rotation)
-
-    def keys_values(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
-        """[B, T, d] -> keys (turned) and values, each [B, H, T, D]."""
-        k = self._heads(self.k_proj(x))
-        return (k if rotation is None else ops.rotate(k, *rotation)), self._heads(self.v_proj(x))
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, mask: Tensor | None = None) -> Tensor:
-        """Softmax attention and output projection: [B, H, Tq, D] x [B, H, Tk, D] -> [B, Tq, d]. `mask` is True where a key may be seen."""
-        dropout_p = self.attn_dropout_p if self.training else 0.0
-        mixed = ops.attention(q, k, v, causal=causal, mask=mask, dropout_p=dropout_p)
-        return self.resid_dropout(self.out_proj(mixed.transpose(1, 2).flatten(2)))  # [B, H, Tq, D] -> [B, Tq, d]
-
     def forward(self, x: Tensor, source: Tensor, rotation: Rotation | None, causal: bool) -> Tensor:
-        """Let `x` [B, Tq, d] look at `source` [B, Tk, d]; returns [B, Tq, d]."""
-        k, v = self.keys_values(source, rotation)
-        return self.attend(self.queries(x, rotation), k, v, causal=causal)
+        """Let `x` [B, Tq, d] look at `source` [B, Tk, d], queries and keys turned by `rotation` if given; returns [B, Tq, d]."""
+        q, k, v = self._heads(self.q_proj(x)), self._heads(self.k_proj(source)), self._heads(self.v_proj(source))
+        if rotation is not None:
+            q, k = ops.rotate(q, *rotation), ops.rotate(k, *rotation)
+        mixed = ops.attention(q, k, v, causal=causal, dropout_p=self.attn_dropout_p if self.training else 0.0)
+        return self.resid_dropout(self.out_proj(mixed.transpose(1, 2).flatten(2)))  # [B, H, Tq, D] -> [B, Tq, d]
 
 
 class FeedForward(nn.Module):

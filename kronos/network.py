@@ -24,8 +24,8 @@ class TokenEmbedding(nn.Module):
         self.fusion_proj = nn.Linear(2 * d_model, d_model)
 
     def forward(self, s1: Tensor, s2: Tensor) -> Tensor:
-        """Two [B, T] int64 -> [B, T, d]."""
-        pair = torch.cat((self.emb_s1(s1), self.emb_s2(s2)), dim=-1)  # [B, T, 2d]
+        """Two [...] int64 -> [..., d]."""
+        pair = torch.cat((self.emb_s1(s1), self.emb_s2(s2)), dim=-1)  # [..., 2d]
         return self.fusion_proj(pair * math.sqrt(self.emb_s1.embedding_dim))
 
 

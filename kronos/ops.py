@@ -45,7 +45,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm over the last dimension; statistics in at least float32, result in x's own type."""
     if x.device.type == "cpu" and torch.is_grad_enabled():
         return _RMSNorm.apply(x, weight, eps).to(x.dtype)
-    return F.rms_norm(x.to(weight.dtype), weight.shape, weight, eps).to(x.dtype)
+    return torch.rms_norm(x.to(weight.dtype), weight.shape, weight, eps).to(x.dtype)
 
 
 class _Dropout(torch.autograd.Function):
@@ -92,12 +92,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return _Rotate.apply(x, cos, sin) if torch.is_grad_enabled() else _turned(x, cos, sin, 1)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, mask: Tensor | None = None, dropout_p: float = 0.0) -> Tensor:
-    """Softmax attention of [B, H, Tq, D] over [B, H, Tk, D]; `mask` [.., Tq, Tk] is True where a key may be seen. Returns [B, H, Tq, D]."""
+def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, dropout_p: float = 0.0) -> Tensor:
+    """Softmax attention of [B, H, Tq, D] over [B, H, Tk, D]; returns [B, H, Tq, D]."""
     reduced = q.dtype in (torch.bfloat16, torch.float16) or _autocasting(q)
     plain = q.device.type == "cpu" and torch.is_grad_enabled() and (reduced or dropout_p > 0) and k.shape[2] <= _PLAIN_ATTENTION_KEYS
-    if not plain or mask is not None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p, is_causal=causal)
+    if not plain:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=causal)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # [B, H, Tq, Tk]
     if causal:
         scores += torch.full(scores.shape[-2:], float("-inf"), dtype=scores.dtype).triu_(1)

@@ -48,7 +48,9 @@ def cached(here: World, out: Path) -> dict:
         task = tiny.predictor_task()
         settings = tiny.settings(epochs=3)
         stop = StopRequest()
-        windows = with_cached_tokens(tiny.windows(3, 120), task.tokenizer, out / "cache", settings, here, stop, mode=mode, say=lambda _: None)
+        windows = with_cached_tokens(
+            tiny.windows(3, 120), task.tokenizer, out / "cache", settings, here, stop, mode=mode, say=lambda _: None
+        )
         fit(task, windows, settings, world=here)
         weights |= {f"{mode}.{k}": v for k, v in tiny.weights(task.trained()).items()}
     return weights

@@ -18,15 +18,23 @@ def free_port() -> int:
 
 
 def environment(rank: int = 0, size: int = 1, port: int = 0) -> dict[str, str]:
-    ranks = {} if size == 1 else {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = (
+        {}
+        if size == 1
+        else {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    )
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS), **ranks}
 
 
 def run_ranks(arguments: list[str], size: int, timeout_s: float = 120) -> list[subprocess.CompletedProcess]:
     """Run `python *arguments` on `size` ranks and wait for all of them."""
     port = free_port()
-    started = [subprocess.Popen([sys.executable, *arguments], env=environment(r, size, port), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-               for r in range(size)]
+    started = [
+        subprocess.Popen(
+            [sys.executable, *arguments], env=environment(r, size, port), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for r in range(size)
+    ]
     done = []
     try:
         for process in started:

@@ -54,7 +54,9 @@ def test_a_file_imports_only_from_the_rooms_it_may(path):
             continue
         two = "/".join(parts[:2])
         target = two if two in ALLOWED else parts[0]
-        assert target == room or target in ALLOWED[room] or module == "finetune", f"{path.relative_to(ROOT)} imports {module}: {room} may not use {target}"
+        assert target == room or target in ALLOWED[room] or module == "finetune", (
+            f"{path.relative_to(ROOT)} imports {module}: {room} may not use {target}"
+        )
 
 
 @pytest.mark.parametrize("path", sources("kronos", "finetune/engine", "finetune/data"), ids=lambda p: str(p.relative_to(ROOT)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -80,10 +81,11 @@ def test_a_fault_on_another_rank_tells_whose_it_is(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("[rank 3] Traceback")
 
 
-def test_a_reader_that_goes_away_is_no_fault():
-    script = "from finetune.engine.command import run_command\nrun_command(lambda: [print(i) for i in range(10**5)] and 0)"
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process.stdout.readline()
+@pytest.mark.parametrize("lines", [1, 100_000], ids=["before the last flush", "while it prints"])
+def test_a_reader_that_goes_away_is_no_fault(lines):
+    script = f"from finetune.engine.command import run_command\nrun_command(lambda: [print(i) for i in range({lines})] and 0)"
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=buffered)
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait() == 141

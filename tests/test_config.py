@@ -288,8 +288,8 @@ def test_a_secret_is_in_no_dump_no_message_and_no_repr(load, refused):
     assert config.output.token.get_secret_value() == secret
     assert secret not in repr(config) + str(resolved(config)) + to_yaml(resolved(config)) + str(sources(config))
     assert "token" not in resolved(config)["output"]
-    given = ["[hunter2]", "xhunter2", "hunter2hunter2hunter2"]
-    for text in [*(f"output: {{token: {value}}}" for value in given), "output: {tokem: hunter2}", "output: hunter2", "tokens: {token: hunter2}"]:
+    given = [f"output: {{token: {value}}}" for value in ("[hunter2]", "xhunter2", "hunter2hunter2hunter2")]
+    for text in [*given, "output: {tokem: hunter2}", "output: hunter2", "tokens: {token: hunter2}"]:
         assert secret not in refused(f"{GOOD}{text}\n")
 
 

@@ -21,7 +21,16 @@ from kronos import load_predictor, load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {
-    "tokenizer": {"preset": "base", "d_model": 16, "n_heads": 2, "ff_dim": 32, "n_enc_layers": 2, "n_dec_layers": 2, "s1_bits": 4, "s2_bits": 4},
+    "tokenizer": {
+        "preset": "base",
+        "d_model": 16,
+        "n_heads": 2,
+        "ff_dim": 32,
+        "n_enc_layers": 2,
+        "n_dec_layers": 2,
+        "s1_bits": 4,
+        "s2_bits": 4,
+    },
     "predictor": {"preset": "mini", "n_layers": 1, "d_model": 16, "n_heads": 2, "ff_dim": 32, "s1_bits": 4, "s2_bits": 4},
 }
 
@@ -34,8 +43,16 @@ def write_config(folder: Path, data=None, **changes) -> Path:
         data = [str(folder / "AAA.csv"), str(folder / "BBB.csv")]
     config = {
         "data": {"data_path": data, "lookback_window": 12, "predict_window": 4, "train_ratio": 0.7, "val_ratio": 0.2, "test_ratio": 0.1},
-        "training": {"tokenizer_epochs": 2, "basemodel_epochs": 2, "batch_size": 16, "log_interval": 5, "num_workers": 0, "seed": 1,
-                     "tokenizer_learning_rate": 1e-3, "predictor_learning_rate": 1e-3},
+        "training": {
+            "tokenizer_epochs": 2,
+            "basemodel_epochs": 2,
+            "batch_size": 16,
+            "log_interval": 5,
+            "num_workers": 0,
+            "seed": 1,
+            "tokenizer_learning_rate": 1e-3,
+            "predictor_learning_rate": 1e-3,
+        },
         "model_paths": {"exp_name": "small", "base_path": str(folder / "out")},
         "model": SIZES,
         "experiment": {"pre_trained_tokenizer": False, "pre_trained_predictor": False},
@@ -80,7 +97,10 @@ def test_everything_the_issue_promises_is_there_afterwards(whole):
         assert json.loads((run / "status.json").read_text())["exit_code"] == 0
     assert (base / "forecast.png").stat().st_size > 10_000
     assert {p.name for p in (base / "logs").iterdir()} >= {"tokenizer.log", "predictor.log"}
-    assert (load_tokenizer(base / "tokenizer" / "best_model").config["s1_bits"], load_predictor(base / "basemodel" / "best_model").config["d_model"]) == (4, 16)
+    assert (
+        load_tokenizer(base / "tokenizer" / "best_model").config["s1_bits"],
+        load_predictor(base / "basemodel" / "best_model").config["d_model"],
+    ) == (4, 16)
 
 
 def test_the_same_configuration_gives_the_same_weights_again(whole, tmp_path):
@@ -98,8 +118,8 @@ def test_the_resolved_configuration_can_be_run_again(whole):
     assert resolved(CsvConfig.load(written)) == resolved(config)
 
 
-def test_skip_existing_leaves_finished_stages_alone_and_trains_the_missing_one(whole, tmp_path):
-    folder, config = whole
+def test_skip_existing_leaves_finished_stages_alone_and_trains_the_missing_one(whole):
+    _, config = whole
     before = {s: (config.model_paths.best_model(s) / "model.safetensors").stat().st_mtime_ns for s in ("tokenizer", "predictor")}
     assert run_all(config, skip_existing=True) == []
     (config.model_paths.best_model("predictor") / "complete.json").unlink()
@@ -110,10 +130,17 @@ def test_skip_existing_leaves_finished_stages_alone_and_trains_the_missing_one(w
 
 def test_fine_tuning_starts_from_the_named_weights_with_other_dropout(whole, tmp_path):
     folder, config = whole
-    tuned = CsvConfig.load(folder / "config.yaml", [
-        f"model_paths.base_path={tmp_path}", "experiment.pre_trained=true", "training.epochs=1", "model.dropout=0.3",
-        f"model_paths.pretrained_tokenizer={config.model_paths.best_model('tokenizer')}",
-        f"model_paths.pretrained_predictor={config.model_paths.best_model('predictor')}"])
+    tuned = CsvConfig.load(
+        folder / "config.yaml",
+        [
+            f"model_paths.base_path={tmp_path}",
+            "experiment.pre_trained=true",
+            "training.epochs=1",
+            "model.dropout=0.3",
+            f"model_paths.pretrained_tokenizer={config.model_paths.best_model('tokenizer')}",
+            f"model_paths.pretrained_predictor={config.model_paths.best_model('predictor')}",
+        ],
+    )
     with prepared(tuned, stages_of(tuned)) as job:
         assert job.models["predictor"].config["ffn_dropout_p"] == 0.3
         start = load_file(config.model_paths.best_model("tokenizer") / "model.safetensors")
@@ -121,7 +148,9 @@ def test_fine_tuning_starts_from_the_named_weights_with_other_dropout(whole, tmp
 
 
 def command(*arguments, cwd=ROOT, **options):
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=120, **options
+    )
 
 
 def test_the_commands_work_from_any_folder_one_stage_each(tmp_path):
@@ -143,8 +172,13 @@ def wait_for(path: Path, process: subprocess.Popen, seconds: float = 60) -> None
 
 
 def start(config: Path, *flags: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, str(ROOT / "train_sequential.py"), "--config", str(config), *flags], env=environment(),
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train_sequential.py"), "--config", str(config), *flags],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_sigterm_exits_75_starts_no_further_stage_and_resume_ends_with_the_same_bits(tmp_path):
@@ -189,23 +223,40 @@ def test_killed_outright_it_resumes_to_the_same_bits(tmp_path):
 
 def test_two_ranks_under_torchrun_train_the_whole_pipeline(tmp_path):
     config = write_config(tmp_path)
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}", "--master_addr=127.0.0.1",
-                           str(ROOT / "train_sequential.py"), "--config", str(config)],
-                          env={**environment(), "DIST_BACKEND": "gloo"}, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node=2",
+            f"--master_port={free_port()}",
+            "--master_addr=127.0.0.1",
+            str(ROOT / "train_sequential.py"),
+            "--config",
+            str(config),
+        ],
+        env={**environment(), "DIST_BACKEND": "gloo"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "cpu × 2" in done.stdout and done.stdout.count("epoch 1/2") == 2  # one line per stage: rank 0's
     summary = json.loads((tmp_path / "out" / "small" / "basemodel" / "summary.json").read_text())
     assert summary["world_size"] == 2 and summary["effective_batch"] == 32
 
 
-@pytest.mark.parametrize("changes, told", [
-    (dict(data__data_path=["nowhere.csv"]), "nowhere.csv"),
-    (dict(data__train_ratio=0.99, data__val_ratio=0.01, data__test_ratio=0.0), "val split has no window"),
-    (dict(data__lookback_window=400), "no series has the 405 rows"),
-    (dict(experiment__pre_trained_tokenizer=True, model_paths__pretrained_tokenizer="nobody/nothing"), "nobody/nothing"),
-    (dict(model_paths__base_path="/proc/nowhere"), "/proc/nowhere"),
-    (dict(device__device="cuda"), "cuda"),
-])
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        (dict(data__data_path=["nowhere.csv"]), "nowhere.csv"),
+        (dict(data__train_ratio=0.99, data__val_ratio=0.01, data__test_ratio=0.0), "val split has no window"),
+        (dict(data__lookback_window=400), "no series has the 405 rows"),
+        (dict(experiment__pre_trained_tokenizer=True, model_paths__pretrained_tokenizer="nobody/nothing"), "nobody/nothing"),
+        (dict(model_paths__base_path="/proc/nowhere"), "/proc/nowhere"),
+        (dict(device__device="cuda"), "cuda"),
+    ],
+)
 def test_a_mistake_is_one_message_with_exit_code_2_and_nothing_half_written(tmp_path, changes, told):
     config = write_config(tmp_path, **changes)
     done = command(ROOT / "train_sequential.py", "--config", config)
@@ -216,8 +267,17 @@ def test_a_mistake_is_one_message_with_exit_code_2_and_nothing_half_written(tmp_
 
 def test_the_demo_in_small_ends_with_its_picture(tmp_path):
     """The 40-second version of `python train_sequential.py`; the whole demo runs in .ci/run."""
-    done = command(ROOT / "train_sequential.py", "--set", f"model_paths.base_path={tmp_path}", "training.epochs=1", "training.n_train_iter=640",
-                   "training.n_val_iter=128", "forecast.samples=5", "training.log_interval=5", cwd=tmp_path)
+    done = command(
+        ROOT / "train_sequential.py",
+        "--set",
+        f"model_paths.base_path={tmp_path}",
+        "training.epochs=1",
+        "training.n_train_iter=640",
+        "training.n_val_iter=128",
+        "forecast.samples=5",
+        "training.log_interval=5",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "demo" / "forecast.png").stat().st_size > 20_000
     assert str(tmp_path / "demo") in done.stdout.splitlines()[-1]

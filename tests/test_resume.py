@@ -27,7 +27,10 @@ def train(folder, resume=False, stop=None, make=tiny.predictor_task, windows=Non
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    return {make.__name__: train(tmp_path_factory.mktemp("whole"), make=make, schedule="onecycle") for make in (tiny.predictor_task, tiny.tokenizer_task)}
+    return {
+        make.__name__: train(tmp_path_factory.mktemp("whole"), make=make, schedule="onecycle")
+        for make in (tiny.predictor_task, tiny.tokenizer_task)
+    }
 
 
 @pytest.mark.parametrize("make", [tiny.predictor_task, tiny.tokenizer_task])
@@ -72,12 +75,15 @@ def test_a_damaged_checkpoint_is_named_and_refused(tmp_path):
         train(tmp_path, resume=True)
 
 
-@pytest.mark.parametrize("change, told", [
-    (dict(windows=tiny.windows(2, 61)), "training data"),
-    (dict(seed=7), "seed: checkpoint has 42, this run 7"),
-    (dict(make=lambda: tiny.PredictorTask(tiny.predictor(), tiny.tokenizer(5), tiny.LOOKBACK)), "tokenizer"),
-    (dict(make=tiny.tokenizer_task), "task: checkpoint has 'PredictorTask', this run 'TokenizerTask'"),
-])
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (dict(windows=tiny.windows(2, 61)), "training data"),
+        (dict(seed=7), "seed: checkpoint has 42, this run 7"),
+        (dict(make=lambda: tiny.PredictorTask(tiny.predictor(), tiny.tokenizer(5), tiny.LOOKBACK)), "tokenizer"),
+        (dict(make=tiny.tokenizer_task), "task: checkpoint has 'PredictorTask', this run 'TokenizerTask'"),
+    ],
+)
 def test_resuming_with_changed_model_or_data_is_refused_and_says_what_changed(tmp_path, change, told):
     train(tmp_path, epochs=1)
     with pytest.raises(InputError, match="is of another run") as error:

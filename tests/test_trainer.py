@@ -1,6 +1,7 @@
 """The loop: accumulation, remainder, schedules, validation, best model, early stop, and refusing to go on from nonsense."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import tiny
@@ -54,8 +55,11 @@ def test_accumulation_equals_one_large_batch_and_the_remainder_is_weighted_by_it
     results = []
     for batch_size, accumulation in ((12, 1), (4, 3)):
         task = Recorder()
-        fit(task, windows, FitSettings(epochs=2, batch_size=batch_size, accumulation_steps=accumulation, learning_rate=1e-2, clip_norm=0.5,
-                                       num_workers=0))
+        fit(
+            task,
+            windows,
+            FitSettings(epochs=2, batch_size=batch_size, accumulation_steps=accumulation, learning_rate=1e-2, clip_norm=0.5, num_workers=0),
+        )
         assert sum(task.sizes) == 2 * n
         results.append(tiny.weights(task.layer))
     for name in results[0]:
@@ -81,7 +85,9 @@ def test_adam_keeps_its_beta1_under_onecycle(monkeypatch):
     """Fault 9 of the public code: OneCycleLR cycles momentum over the configured beta1."""
     betas = set()
     original = torch.optim.AdamW.step
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: (betas.update(g["betas"] for g in self.param_groups), original(self, *a, **k))[1])
+    monkeypatch.setattr(
+        torch.optim.AdamW, "step", lambda self, *a, **k: (betas.update(g["betas"] for g in self.param_groups), original(self, *a, **k))[1]
+    )
     fit(tiny.predictor_task(), tiny.windows(), tiny.settings(epochs=1, schedule="onecycle", betas=(0.83, 0.97)))
     assert betas == {(0.83, 0.97)}
 
@@ -91,7 +97,7 @@ def test_schedules_rise_to_the_peak_and_fall_to_their_floor(name):
     s = FitSettings(learning_rate=1.0, schedule=name, warmup_ratio=0.1, div_factor=10, final_div_factor=100, min_lr_ratio=0.05)
     rates = [learning_rate(i, 200, s) for i in range(200)]
     assert max(rates) == pytest.approx(1.0) and rates.index(max(rates)) == 19
-    assert all(a < b for a, b in zip(rates[:19], rates[1:20], strict=True)) and all(a > b for a, b in zip(rates[19:], rates[20:], strict=False))
+    assert all(a < b for a, b in pairwise(rates[:20])) and all(a > b for a, b in pairwise(rates[19:]))
     assert rates[0] >= 0.1 and rates[-1] == pytest.approx(0.001 if name == "onecycle" else 0.05)
 
 
@@ -138,7 +144,11 @@ def test_a_non_finite_loss_or_gradient_stops_with_step_symbols_and_times(where):
         def forward(self, batch):
             out = super().forward(batch)
             if self.training and len(self.sizes) == 3:
-                bad = out.loss * math.nan if where == "loss" else out.loss + (self.layer.weight.sum() - self.layer.weight.sum().detach()).sqrt()
+                bad = (
+                    out.loss * math.nan
+                    if where == "loss"
+                    else out.loss + (self.layer.weight.sum() - self.layer.weight.sum().detach()).sqrt()
+                )
                 return out._replace(loss=bad)
             return out
 
@@ -165,7 +175,10 @@ def test_the_validation_loss_counts_lookahead_targets_only():
         changed = {"s1": s1.clone(), "s2": s2.clone(), "stamps": batch["stamps"]}
         changed["s1"][:, 1 : tiny.LOOKBACK] = s1[:, 1 : tiny.LOOKBACK].flip(1)
         logits = task.predictor(s1[:, :-1], s2[:, :-1], batch["stamps"][:, :-1], s1_targets=s1[:, 1:], teacher_forcing=True)
-    nll = [torch.nn.functional.cross_entropy(part.transpose(1, 2), target[:, 1:], reduction="none") for part, target in zip(logits, (s1, s2), strict=True)]
+    nll = [
+        torch.nn.functional.cross_entropy(part.transpose(1, 2), target[:, 1:], reduction="none")
+        for part, target in zip(logits, (s1, s2), strict=True)
+    ]
     by_position = (nll[0] + nll[1]) / 2
     torch.testing.assert_close(before.loss, by_position[:, tiny.LOOKBACK - 1 :].mean())
     torch.testing.assert_close(before.terms["window_loss"], by_position.mean())
@@ -181,7 +194,9 @@ def test_prefetching_threads_change_nothing_in_the_result():
 
 
 def test_bf16_trains_close_to_float32():
-    losses = [fit(tiny.tokenizer_task(), tiny.windows(), tiny.settings(epochs=4, amp=amp)).history[-1]["train_loss"] for amp in ("off", "bf16")]
+    losses = [
+        fit(tiny.tokenizer_task(), tiny.windows(), tiny.settings(epochs=4, amp=amp)).history[-1]["train_loss"] for amp in ("off", "bf16")
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=0.1) and losses[0] != losses[1]
 
 
@@ -193,6 +208,18 @@ def test_activation_checkpointing_changes_memory_not_results():
         results.append(tiny.weights(task.predictor))
     for name in results[0]:
         torch.testing.assert_close(results[0][name], results[1][name], rtol=0, atol=1e-6)
+
+
+def test_torch_compile_changes_speed_not_results(monkeypatch):
+    """Captured and differentiated by the real compiler; only its C++ code generation (minutes on a CPU) is left out."""
+    original = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: original(self, backend="aot_eager"))
+    losses = []
+    for switch in (False, True):
+        windows = tiny.windows(2, 51)  # 38 training windows: two full batches of 19, so that few shapes are compiled
+        result = fit(tiny.tokenizer_task(), windows, tiny.settings(epochs=1, batch_size=19, val_batch_size=1000, compile=switch))
+        losses.append((result.history[0]["train_loss"], result.best_score))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 def test_max_steps_ends_the_run_there_and_validates():

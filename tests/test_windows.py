@@ -39,11 +39,16 @@ def test_no_window_crosses_from_one_series_into_the_next():
 
 
 def test_every_training_bar_is_earlier_than_every_validation_lookahead_bar_of_every_series():
-    frames = [make_panel(1, n, seed=i, start=start) for i, (n, start) in enumerate([(120, "2020-01-01"), (60, "2020-01-04"), (90, "2020-01-02")])]
+    frames = [
+        make_panel(1, n, seed=i, start=start) for i, (n, start) in enumerate([(120, "2020-01-01"), (60, "2020-01-04"), (90, "2020-01-02")])
+    ]
     panel = Panel.build(
-        features=np.concatenate([p.features for p in frames]), stamps=np.concatenate([p.stamps for p in frames]),
-        times=np.concatenate([p.times for p in frames]), offsets=np.cumsum([0] + [p.n_rows for p in frames]),
-        series=[SeriesInfo(f"S{i}") for i in range(3)], stamp="open",
+        features=np.concatenate([p.features for p in frames]),
+        stamps=np.concatenate([p.stamps for p in frames]),
+        times=np.concatenate([p.times for p in frames]),
+        offsets=np.cumsum([0] + [p.n_rows for p in frames]),
+        series=[SeriesInfo(f"S{i}") for i in range(3)],
+        stamp="open",
     )
     train, val, test = splits(panel, (0.6, 0.2, 0.2))
     last_train = panel.times[all_starts(train) + LENGTH - 1].max()
@@ -65,8 +70,16 @@ def test_windows_never_straddle_a_break_and_start_only_where_origin_allows():
     whole = make_panel(2, 100)
     origin = np.ones(200, bool)
     origin[30:40] = False
-    panel = Panel.build(features=whole.features, stamps=whole.stamps, times=whole.times, offsets=whole.offsets, series=whole.series,
-                        stamp="open", origin=origin, breaks=np.array([50, 150]))
+    panel = Panel.build(
+        features=whole.features,
+        stamps=whole.stamps,
+        times=whole.times,
+        offsets=whole.offsets,
+        series=whole.series,
+        stamp="open",
+        origin=origin,
+        breaks=np.array([50, 150]),
+    )
     starts = all_starts(splits(panel, (0.8, 0.2, 0.0)).train)
     for begin in (50, 150):
         assert not ((starts < begin) & (starts + LENGTH > begin)).any()
@@ -99,8 +112,14 @@ def test_changing_the_future_of_a_window_changes_nothing_in_its_normalised_lookb
     batches = []
     for bars in (frame, changed):
         base = make_panel(1, LENGTH)
-        panel = Panel.build(features=bars[list(KRONOS_NAMES)].to_numpy(np.float32), stamps=base.stamps, times=base.times,
-                            offsets=base.offsets, series=base.series, stamp="open")
+        panel = Panel.build(
+            features=bars[list(KRONOS_NAMES)].to_numpy(np.float32),
+            stamps=base.stamps,
+            times=base.times,
+            offsets=base.offsets,
+            series=base.series,
+            stamp="open",
+        )
         batches.append(make_splits(panel, L, H, (1.0, 0.0, 0.0), say=quiet).train.gather(np.array([0])))
     assert torch.equal(batches[0]["x"][:, :L], batches[1]["x"][:, :L])
     assert torch.equal(batches[0]["loc"], batches[1]["loc"])

@@ -13,10 +13,37 @@ from finetune.engine.windows import Splits
 from kronos import Kronos, KronosTokenizer
 
 LOOKBACK, HORIZON = 12, 4
-TOKENIZER = dict(d_in=6, d_model=16, n_heads=2, ff_dim=32, n_enc_layers=2, n_dec_layers=2, ffn_dropout_p=0.1, attn_dropout_p=0.1,
-                 resid_dropout_p=0.1, s1_bits=4, s2_bits=4, beta=0.05, gamma0=1.0, gamma=1.1, zeta=0.05, group_size=4)
-PREDICTOR = dict(s1_bits=4, s2_bits=4, n_layers=1, d_model=16, n_heads=2, ff_dim=32, ffn_dropout_p=0.1, attn_dropout_p=0.1,
-                 resid_dropout_p=0.1, token_dropout_p=0.1, learn_te=True)
+TOKENIZER = dict(
+    d_in=6,
+    d_model=16,
+    n_heads=2,
+    ff_dim=32,
+    n_enc_layers=2,
+    n_dec_layers=2,
+    ffn_dropout_p=0.1,
+    attn_dropout_p=0.1,
+    resid_dropout_p=0.1,
+    s1_bits=4,
+    s2_bits=4,
+    beta=0.05,
+    gamma0=1.0,
+    gamma=1.1,
+    zeta=0.05,
+    group_size=4,
+)
+PREDICTOR = dict(
+    s1_bits=4,
+    s2_bits=4,
+    n_layers=1,
+    d_model=16,
+    n_heads=2,
+    ff_dim=32,
+    ffn_dropout_p=0.1,
+    attn_dropout_p=0.1,
+    resid_dropout_p=0.1,
+    token_dropout_p=0.1,
+    learn_te=True,
+)
 
 
 def settings(**changes) -> FitSettings:

@@ -175,7 +175,8 @@ def impossible(values: np.ndarray) -> Iterator[Finding]:
             yield from found("negative volume or amount", column < 0, place, "{value} is negative")
         beyond = (np.abs(column) > _LARGEST) | ((place <= CLOSE) & (column > 0) & (column < _SMALLEST))
         yield from found("beyond float32", beyond, place, "{value} is beyond what float32 holds")
-    prices = np.where(finite[:, : CLOSE + 1] > 0, finite[:, : CLOSE + 1], np.nan)  # the others have been told already
+    prices = finite[:, : CLOSE + 1]
+    prices = np.where((prices >= _SMALLEST) & (prices <= _LARGEST), prices, np.nan)  # the others have been told already
     high, low = prices[:, HIGH], prices[:, LOW]
     slack = _TOLERANCE * np.abs(high)
     yield from found("high < low", high < low - slack, HIGH, "high {high} is below low {low}")

@@ -74,8 +74,10 @@ def load_last(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         marker = json.loads((path / MARKER).read_text())
         for name in (WEIGHTS, STATE):
             if _seal(path / name, flush=False) != marker[name]:
-                raise InputError(f"checkpoint {path / name} is not as it was saved (size or digest differ); "
-                                 f"remove {path} and start without --resume, or restore it from a copy")
+                raise InputError(
+                    f"checkpoint {path / name} is not as it was saved (size or digest differ); "
+                    f"remove {path} and start without --resume, or restore it from a copy"
+                )
         return load_file(path / WEIGHTS), torch.load(path / STATE, map_location="cpu", weights_only=True)
     except (OSError, KeyError, TypeError, RuntimeError, json.JSONDecodeError, pickle.UnpicklingError, SafetensorError) as error:
         told = str(error).splitlines()[0]
@@ -84,11 +86,17 @@ def load_last(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 def check_identity(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises InputError if the checkpoint belongs to another model, other data or other windows, listing what differs."""
-    differ = [f"{key}: checkpoint has {_short(saved.get(key))}, this run {_short(now.get(key))}"
-              for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
+    differ = [
+        f"{key}: checkpoint has {_short(saved.get(key))}, this run {_short(now.get(key))}"
+        for key in sorted(saved.keys() | now.keys())
+        if saved.get(key) != now.get(key)
+    ]
     if differ:
-        raise InputError(f"--resume: checkpoint {path} is of another run; " + "; ".join(differ)
-                         + ". Go on with the former settings, or start anew without --resume")
+        raise InputError(
+            f"--resume: checkpoint {path} is of another run; "
+            + "; ".join(differ)
+            + ". Go on with the former settings, or start anew without --resume"
+        )
 
 
 def save_best(folder: Path, task: Task, facts: dict[str, Any]) -> None:

@@ -107,8 +107,6 @@ def _plain(value: Any) -> Any:
         return resolved(value)
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
@@ -301,8 +299,8 @@ def _explain(schema: type[Section], given: Layer, detail: Mapping[str, Any]) -> 
             yield Problem(_where(given, full), f"{_name(full)}: {text}" if full else text)
         return
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
-    known = next(found for end in range(len(path), 0, -1) if (found := find_field(schema, path[:end])))
-    if detail["type"] == "extra_forbidden":
+    known = find_field(schema, path)
+    if detail["type"] == "extra_forbidden" or known is None:
         yield Problem(_where(given, path), unknown_key(schema, path))
     elif detail["type"] == "missing":
         yield Problem(_where(given, path), f"{name} is missing; {known.description}")
@@ -318,6 +316,8 @@ def _explain(schema: type[Section], given: Layer, detail: Mapping[str, Any]) -> 
 
 def unknown_key(schema: type[Section], path: KeyPath) -> str:
     """What to say about an unknown key: the nearest known ones, or else what its section holds. Never its value: it may be a secret."""
+    if "api_key" in path[-1].lower():
+        return f"unknown key {_name(path)}; a file is no place for a secret, set COMET_API_KEY in the environment instead"
     near = nearest_keys(schema, path)
     if near:
         return f"unknown key {_name(path)}; did you mean {' or '.join(near)}?"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def is_main(self) -> bool:
@@ -78,7 +78,9 @@ def pick_device(use_cuda: bool = True, device_id: int = 0, name: str = "auto") -
 def _existing_gpu(index: int) -> int:
     count = torch.cuda.device_count()
     if index >= count:
-        raise InputError(f"device: GPU {index} was asked for, but there are {count}; use --nproc_per_node={count} or device.device_id below {count}")
+        raise InputError(
+            f"device: GPU {index} was asked for, but there are {count}; use --nproc_per_node={count} or device.device_id below {count}"
+        )
     return index
 
 

@@ -81,8 +81,10 @@ class PredictorTask(Task):
         s1, s2 = s1.long(), s2.long()
         forced = self.teacher_forcing or not self.training
         logits = self.predictor(s1[:, :-1], s2[:, :-1], batch["stamps"][:, :-1], s1_targets=s1[:, 1:], teacher_forcing=forced)
-        losses = [F.cross_entropy(part.flatten(0, 1), target[:, 1:].flatten(), reduction="none").view(len(s1), -1)
-                  for part, target in zip(logits, (s1, s2), strict=True)]  # each [B, T-1]; target t is bar t+1
+        losses = [
+            F.cross_entropy(part.flatten(0, 1), target[:, 1:].flatten(), reduction="none").view(len(s1), -1)
+            for part, target in zip(logits, (s1, s2), strict=True)
+        ]  # each [B, T-1]; target t is bar t+1
         if not self.training:
             first = self.lookback - 1  # the target of input lookback-1 is the first lookahead bar
             both = (losses[0] + losses[1]) / 2

@@ -44,8 +44,13 @@ class Stepper:
         self.task, self.settings, self.world = task, settings, world
         trained = task.trained()
         self.parameters = [p for p in trained.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(self.parameters, lr=settings.learning_rate, betas=settings.betas,
-                                           weight_decay=settings.weight_decay, fused=world.device.type in ("cpu", "cuda"))
+        self.optimiser = torch.optim.AdamW(
+            self.parameters,
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=world.device.type in ("cpu", "cuda"),
+        )
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=settings.amp == "fp16")
         self.skipped = self.skipped_in_a_row = 0  # steps the fp16 scaler left out because a gradient overflowed
         _check_amp(settings, world.device)
@@ -81,8 +86,9 @@ class Stepper:
             for name, value in {"loss": outcome.loss, **outcome.terms}.items():
                 sums[name] = sums.get(name, 0.0) + value.detach().float() * w
             weight = weight + w
-        vector = torch.stack([*(v for v in sums.values()), *(torch.as_tensor(v, dtype=torch.float32, device=world.device)
-                                                            for v in (weight, float(stop)))])
+        vector = torch.stack(
+            [*(v for v in sums.values()), *(torch.as_tensor(v, dtype=torch.float32, device=world.device) for v in (weight, float(stop)))]
+        )
         vector = world.all_sum(vector)
         norm = self._update(nominal * world.size / vector[-2])
         return StepResult(vector, tuple(n for n in sums if n != "loss"), norm)

@@ -114,7 +114,7 @@ class Section(BaseModel):
             raise PydanticCustomError("characters", "holds control characters")
         if isinstance(value, bool):
             return _from_switch(value, annotation)
-        if isinstance(value, str) and value and accepts(annotation, list[str]) and not accepts(annotation, str):
+        if isinstance(value, str) and accepts(annotation, list[str]):
             return [value]  # one is a list of one
         if value is None and not accepts(annotation, type(None)):
             if accepts(annotation, str):
@@ -274,8 +274,6 @@ def _type_words(annotation: Any) -> str:
         return "one of " + ", ".join(map(str, get_args(annotation)))
     if get_origin(annotation) is list:
         return "list of " + " or ".join(_type_words(part).removeprefix("one of ") for part in parts_of(get_args(annotation)[0]))
-    if get_origin(annotation) is dict:
-        return "mapping"
     if section := section_of(annotation):
         return "mapping with " + ", ".join(section.model_fields)
     return _WORDS.get(annotation, "value")

@@ -131,6 +131,8 @@ class TrainingSection(Section):
 class SizesSection(Section):
     """Constructor arguments of a model: a preset's, with those changed that are given."""
 
+    preset: str = key("", "the sizes to start from")
+
     @classmethod
     def model(cls) -> tuple[type, dict[str, dict[str, Any]]]:
         """The class to build and its presets by name."""

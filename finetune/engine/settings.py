@@ -1,4 +1,4 @@
-"""Everything the training loop can be told, in one frozen record. Commands build it from their YAML; federated clients build it from a run-config."""
+"""Everything the training loop can be told, in one frozen record. Commands build it from YAML, federated clients from a run-config."""
 
 from __future__ import annotations
 

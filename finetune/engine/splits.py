@@ -16,9 +16,19 @@ NAMES = ("train", "val", "test")
 _CHUNK = 1 << 20  # rows looked at together, so that a panel of any size costs little private memory
 
 
-def make_splits(panel: Any, lookback: int, horizon: int, ratios: tuple[float, float, float], *, split: str = "date",
-                extra_rows: int = 1, stride: int = 1, normalise: str = "lookback", clip: float = 5.0,
-                say: Callable[[str], None] = print) -> Splits:
+def make_splits(
+    panel: Any,
+    lookback: int,
+    horizon: int,
+    ratios: tuple[float, float, float],
+    *,
+    split: str = "date",
+    extra_rows: int = 1,
+    stride: int = 1,
+    normalise: str = "lookback",
+    clip: float = 5.0,
+    say: Callable[[str], None] = print,
+) -> Splits:
     """Cut a panel into training, validation and test windows.
 
     split "date": one cut date for all series, chosen so that `ratios` hold over rows; validation lookahead starts after
@@ -27,8 +37,10 @@ def make_splits(panel: Any, lookback: int, horizon: int, ratios: tuple[float, fl
     Raises InputError if a split with a ratio above 0 has no window.
     """
     if split == "per_symbol":
-        say("warning: data.split is per_symbol: training bars of one series may be later than validation bars of another, "
-            "so validation can look better than the future will be; data.split: date has no such leak")
+        say(
+            "warning: data.split is per_symbol: training bars of one series may be later than validation bars of another, "
+            "so validation can look better than the future will be; data.split: date has no such leak"
+        )
         bounds = _bounds_per_symbol(panel, ratios)
     else:
         bounds = _bounds_by_date(panel, ratios)
@@ -41,8 +53,18 @@ def make_splits(panel: Any, lookback: int, horizon: int, ratios: tuple[float, fl
         if origin_runs is not None:
             lo, hi = _intersect(lo + lookback - 1, hi + lookback - 1, *origin_runs)  # origin: the last row of the lookback
             lo, hi = lo - (lookback - 1), hi - (lookback - 1)
-        windows = Windows(store, name, lo, -(-(hi - lo) // stride), lookback=lookback, horizon=horizon, extra_rows=extra_rows,
-                          stride=stride, normalise=normalise, clip=clip)
+        windows = Windows(
+            store,
+            name,
+            lo,
+            -(-(hi - lo) // stride),
+            lookback=lookback,
+            horizon=horizon,
+            extra_rows=extra_rows,
+            stride=stride,
+            normalise=normalise,
+            clip=clip,
+        )
         if ratios[k] > 0 and len(windows) == 0:
             raise InputError(_empty_split(panel, name, ratios[k], lookback, horizon, length, bounds[:, k : k + 2]))
         made.append(windows)
@@ -143,6 +165,8 @@ def _intersect(lo: np.ndarray, hi: np.ndarray, begin: np.ndarray, end: np.ndarra
 def _empty_split(panel: Any, name: str, ratio: float, lookback: int, horizon: int, length: int, rows: np.ndarray) -> str:
     longest = int((rows[:, 1] - rows[:, 0]).max()) if len(rows) else 0
     need = f"{length} rows in a row to train" if name == "train" else f"{length - lookback} rows in a row after {lookback} of lookback"
-    return (f"the {name} split has no window: {name}_ratio {ratio:g} of {panel.offsets[-1]} rows in {len(panel.series)} series gives at most "
-            f"{longest} rows per series, and lookback_window {lookback} + predict_window {horizon} needs {need}; "
-            f"raise {name}_ratio, lower the windows, or give more bars")
+    return (
+        f"the {name} split has no window: {name}_ratio {ratio:g} of {panel.offsets[-1]} rows in {len(panel.series)} series gives at most "
+        f"{longest} rows per series, and lookback_window {lookback} + predict_window {horizon} needs {need}; "
+        f"raise {name}_ratio, lower the windows, or give more bars"
+    )

@@ -38,16 +38,35 @@ class Place:
     comet: CometSettings | None = None
 
 
-def train_tokenizer(tokenizer: KronosTokenizer, windows: Splits, settings: FitSettings, place: Place, *, world: World, stop: StopRequest,
-                    resume: bool = False) -> FitResult:
+def train_tokenizer(
+    tokenizer: KronosTokenizer,
+    windows: Splits,
+    settings: FitSettings,
+    place: Place,
+    *,
+    world: World,
+    stop: StopRequest,
+    resume: bool = False,
+) -> FitResult:
     """Fine-tune a tokenizer; its best weights end up in `place.best`. Raises what `fit` raises."""
     task = TokenizerTask(tokenizer, windows.train.facts["lookback"])
     return _train("tokenizer", task, windows, settings, place, world, stop, resume)
 
 
-def train_predictor(predictor: Kronos, tokenizer: KronosTokenizer, windows: Splits, settings: FitSettings, place: Place, *, world: World,
-                    stop: StopRequest, resume: bool = False, cache_tokens: str = "auto", cache_limit_gib: float = 4.0,
-                    teacher_forcing: bool = False) -> FitResult:
+def train_predictor(
+    predictor: Kronos,
+    tokenizer: KronosTokenizer,
+    windows: Splits,
+    settings: FitSettings,
+    place: Place,
+    *,
+    world: World,
+    stop: StopRequest,
+    resume: bool = False,
+    cache_tokens: str = "auto",
+    cache_limit_gib: float = 4.0,
+    teacher_forcing: bool = False,
+) -> FitResult:
     """Fine-tune a predictor on the tokens of a frozen tokenizer, encoded once where that fits (see `tokens`).
 
     Raises InputError if the two do not share a vocabulary, and what `fit` raises.
@@ -56,8 +75,9 @@ def train_predictor(predictor: Kronos, tokenizer: KronosTokenizer, windows: Spli
     task = PredictorTask(predictor, tokenizer, windows.train.facts["lookback"], teacher_forcing)
 
     def cached(run: Run) -> Splits:
-        return with_cached_tokens(windows, tokenizer, place.folder / "cache", settings, world, stop, mode=cache_tokens,
-                                  limit_gib=cache_limit_gib, say=run.say)
+        return with_cached_tokens(
+            windows, tokenizer, place.folder / "cache", settings, world, stop, mode=cache_tokens, limit_gib=cache_limit_gib, say=run.say
+        )
 
     return _train("predictor", task, windows, settings, place, world, stop, resume, cached)
 
@@ -66,8 +86,10 @@ def check_vocabulary(tokenizer: KronosTokenizer, predictor: Kronos) -> None:
     """Raises InputError unless both split their bits alike."""
     theirs = [(m.config["s1_bits"], m.config["s2_bits"]) for m in (tokenizer, predictor)]
     if theirs[0] != theirs[1]:
-        raise InputError(f"the tokenizer makes tokens of {theirs[0][0]} + {theirs[0][1]} bits, but the predictor reads {theirs[1][0]} + {theirs[1][1]}; "
-                         "use a pair made for each other")
+        raise InputError(
+            f"the tokenizer makes tokens of {theirs[0][0]} + {theirs[0][1]} bits, but the predictor reads {theirs[1][0]} + {theirs[1][1]}; "
+            "use a pair made for each other"
+        )
 
 
 def finished(place: Place) -> bool:
@@ -76,21 +98,54 @@ def finished(place: Place) -> bool:
     return is_complete(place.best) and status.get("state", "done") == "done"
 
 
-def _train(name: Stage, task: Task, windows: Splits, settings: FitSettings, place: Place, world: World, stop: StopRequest, resume: bool,
-           prepare: Any = None) -> FitResult:
+def _train(
+    name: Stage,
+    task: Task,
+    windows: Splits,
+    settings: FitSettings,
+    place: Place,
+    world: World,
+    stop: StopRequest,
+    resume: bool,
+    prepare: Any = None,
+) -> FitResult:
     if stop.requested:
         raise Interrupted(f"stopped by {stop.name} before the {name} was trained; the same command with --resume goes on")
-    with Run.create(place.folder, config=place.config, is_main=world.is_main, resume=resume, name=name, best=place.best, logs=place.logs,
-                    comet=place.comet) as run:
+    with Run.create(
+        place.folder,
+        config=place.config,
+        is_main=world.is_main,
+        resume=resume,
+        name=name,
+        best=place.best,
+        logs=place.logs,
+        comet=place.comet,
+    ) as run:
         effective = settings.batch_size * settings.accumulation_steps * world.size
-        run.say(f"{name}: {_count(task):,} parameters on {world.device} × {world.size}, {len(windows.train):,} training and {len(windows.val):,} "
-                f"validation windows, effective batch {effective}, {settings.epochs} epochs, amp {settings.amp}")
+        run.say(
+            f"{name}: {_count(task):,} parameters on {world.device} × {world.size}, {len(windows.train):,} training and "
+            f"{len(windows.val):,} validation windows, effective batch {effective}, {settings.epochs} epochs, amp {settings.amp}"
+        )
         ready = prepare(run) if prepare else windows
         result = fit(task, ready, settings, run, world=world, stop=stop, resume=resume)
-        run.finish({"task": name, "parameters": _count(task), "monitor": settings.monitor, "best_score": result.best_score,
-                    "best_epoch": result.best_epoch + 1, "steps": result.steps, "skipped_steps": result.skipped_steps, "history": result.history,
-                    "effective_batch": effective, "world_size": world.size, "device": str(world.device), "training_wall_s": result.wall_s,
-                    "windows": {k: len(w) for k, w in zip(("train", "val", "test"), windows, strict=True)}, "data": dict(windows.train.facts)})
+        run.finish(
+            {
+                "task": name,
+                "parameters": _count(task),
+                "monitor": settings.monitor,
+                "best_score": result.best_score,
+                "best_epoch": result.best_epoch + 1,
+                "steps": result.steps,
+                "skipped_steps": result.skipped_steps,
+                "history": result.history,
+                "effective_batch": effective,
+                "world_size": world.size,
+                "device": str(world.device),
+                "training_wall_s": result.wall_s,
+                "windows": {k: len(w) for k, w in zip(("train", "val", "test"), windows, strict=True)},
+                "data": dict(windows.train.facts),
+            }
+        )
     return result
 
 

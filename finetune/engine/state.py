@@ -41,7 +41,9 @@ class State:
         else:
             self.bad_epochs += 1
         if settings.schedule == "plateau":
-            plateau = Plateau(settings.plateau_factor, settings.plateau_patience, settings.min_lr_ratio, self.plateau_scale, self.plateau_bad)
+            plateau = Plateau(
+                settings.plateau_factor, settings.plateau_patience, settings.min_lr_ratio, self.plateau_scale, self.plateau_bad
+            )
             plateau.update(improved)
             self.plateau_scale, self.plateau_bad = plateau.scale, plateau.bad_rounds
         return improved

@@ -58,8 +58,18 @@ class TokenWindows:
         return self.source.describe(index)
 
 
-def with_cached_tokens(windows: Splits, tokenizer: KronosTokenizer, folder: Path, settings: FitSettings, world: World, stop: StopRequest, *,
-                       mode: str = "auto", limit_gib: float = 8.0, say: Callable[[str], None] = print) -> Splits:
+def with_cached_tokens(
+    windows: Splits,
+    tokenizer: KronosTokenizer,
+    folder: Path,
+    settings: FitSettings,
+    world: World,
+    stop: StopRequest,
+    *,
+    mode: str = "auto",
+    limit_gib: float = 8.0,
+    say: Callable[[str], None] = print,
+) -> Splits:
     """`windows` with the training and validation bars replaced by their tokens, encoded now if `folder` has none yet.
 
     mode: off; auto leaves windows as they are where caching does not fit (and `say`s why); on raises InputError there.
@@ -106,7 +116,9 @@ def _key(source: Source, tokenizer: KronosTokenizer) -> str:
     return hashlib.blake2b(f"{facts}|{fingerprint(tokenizer)}".encode(), digest_size=10).hexdigest()
 
 
-def _filled(source: Source, tokenizer: KronosTokenizer, folder: Path, world: World, stop: StopRequest, say: Callable[[str], None]) -> TokenWindows:
+def _filled(
+    source: Source, tokenizer: KronosTokenizer, folder: Path, world: World, stop: StopRequest, say: Callable[[str], None]
+) -> TokenWindows:
     """The source's tokens; encoded now, each rank its chunks, unless a complete cache is there."""
     present = is_complete(folder)
     world.barrier()  # every rank has looked before anyone writes

@@ -45,8 +45,17 @@ class FitResult:
     weights: dict[str, torch.Tensor] | None = field(default=None, repr=False)
 
 
-def fit(task: Task, windows: Splits, settings: FitSettings, run: Run | None = None, *, max_steps: int | None = None,
-        world: World | None = None, stop: StopRequest | None = None, resume: bool = False) -> FitResult:
+def fit(
+    task: Task,
+    windows: Splits,
+    settings: FitSettings,
+    run: Run | None = None,
+    *,
+    max_steps: int | None = None,
+    world: World | None = None,
+    stop: StopRequest | None = None,
+    resume: bool = False,
+) -> FitResult:
     """Train `task` on `windows.train`, choose the best epoch on `windows.val`.
 
     run: folder for checkpoints and logs; None works in memory. max_steps: end after so many optimiser steps.
@@ -79,8 +88,17 @@ class _Borrowed:
 
 
 class _Loop:
-    def __init__(self, task: Task, windows: Splits, settings: FitSettings, run: Run | None, world: World, stop: StopRequest,
-                 max_steps: int | None, resume: bool):
+    def __init__(
+        self,
+        task: Task,
+        windows: Splits,
+        settings: FitSettings,
+        run: Run | None,
+        world: World,
+        stop: StopRequest,
+        max_steps: int | None,
+        resume: bool,
+    ):
         self.task, self.settings, self.out, self.world, self.stop = task.to(world.device), settings, run, world, stop
         self.train, self.val = windows.train, sample_subset(windows.val, settings.n_val_iter, settings.seed)
         if settings.panel_on_device:
@@ -92,8 +110,12 @@ class _Loop:
         self.plan = plan_epoch(self.train, settings, world)
         self.state, self.begin = State(), time.perf_counter()
         self.best_weights: dict[str, torch.Tensor] | None = None
-        self.identity = {**{f"training {k}": v for k, v in self.train.facts.items()}, **{f"validation {k}": v for k, v in self.val.facts.items()},
-                         "seed": settings.seed, **task.identity()}
+        self.identity = {
+            **{f"training {k}": v for k, v in self.train.facts.items()},
+            **{f"validation {k}": v for k, v in self.val.facts.items()},
+            "seed": settings.seed,
+            **task.identity(),
+        }
         saved = self._load() if resume and run is not None else None
         if run is not None and not resume and world.is_main:
             checkpoint.set_aside(run.checkpoints)
@@ -113,9 +135,16 @@ class _Loop:
         """Epochs until done; each is steps, then validation, then `last`."""
         s, state = self.settings, self.state
         per_epoch = self.plan.per_epoch
-        self.bar = progress(s.epochs * per_epoch, state.epoch * per_epoch + state.window, s.log_interval,
-                            self.world.is_main and self.out is not None, type(self.task).__name__.removesuffix("Task").lower(), epochs=s.epochs,
-                            say=self.out and self.out.say, note=self.out and self.out.note)
+        self.bar = progress(
+            s.epochs * per_epoch,
+            state.epoch * per_epoch + state.window,
+            s.log_interval,
+            self.world.is_main and self.out is not None,
+            type(self.task).__name__.removesuffix("Task").lower(),
+            epochs=s.epochs,
+            say=self.out and self.out.say,
+            note=self.out and self.out.note,
+        )
         try:
             while not state.stopped_early and state.epoch < s.epochs and (state.step < self.total_steps or state.window):
                 self.task.on_epoch(state.epoch)
@@ -124,8 +153,9 @@ class _Loop:
         finally:
             self.bar.close()
         self.world.barrier()  # rank 0 has saved the best weights before anyone reads them
-        return FitResult(state.best, state.best_epoch, state.step, state.skipped, state.history, time.perf_counter() - self.begin,
-                         self.best_weights)
+        return FitResult(
+            state.best, state.best_epoch, state.step, state.skipped, state.history, time.perf_counter() - self.begin, self.best_weights
+        )
 
     def _train_epoch(self) -> None:
         s, state, plan = self.settings, self.state, self.plan
@@ -134,8 +164,10 @@ class _Loop:
             self.augmenter.epoch = state.epoch
         firsts = range(state.window, plan.per_epoch, plan.effective_batch)
         firsts = firsts[: max(0, self.total_steps - state.step)]
-        micros = ((first, step_micros(self.train, s, self.world, state.epoch, first, min(first + plan.effective_batch, plan.per_epoch)))
-                  for first in firsts)
+        micros = (
+            (first, step_micros(self.train, s, self.world, state.epoch, first, min(first + plan.effective_batch, plan.per_epoch)))
+            for first in firsts
+        )
         for (first, group), batches in prepared(micros, lambda item: [self.train.gather(m.index) for m in item[1]], s.num_workers):
             rate = learning_rate(state.step, self.total_steps, s) * state.plateau_scale
             on_device = [(m, to_device(b, self.world.device)) for m, b in zip(group, batches, strict=True)]
@@ -171,9 +203,16 @@ class _Loop:
             self._save_best(score)
         self._keep_epoch(score)
         if self.out:
-            self.out.say(f"epoch {state.epoch + 1}/{s.epochs}: train loss {train_loss:.5f}, {s.monitor} {score:.5f}"
-                         + (" (best so far)" if improved else f" (best {state.best:.5f} in epoch {state.best_epoch + 1})"
-                            if state.best is not None else " (not finite)"))
+            self.out.say(
+                f"epoch {state.epoch + 1}/{s.epochs}: train loss {train_loss:.5f}, {s.monitor} {score:.5f}"
+                + (
+                    " (best so far)"
+                    if improved
+                    else f" (best {state.best:.5f} in epoch {state.best_epoch + 1})"
+                    if state.best is not None
+                    else " (not finite)"
+                )
+            )
         state.epoch, state.window, state.loss_sum, state.weight_sum = state.epoch + 1, 0, 0.0, 0.0
         state.stopped_early = bool(s.early_stop_patience) and state.bad_epochs >= s.early_stop_patience
         if state.stopped_early and self.out:
@@ -218,8 +257,10 @@ class _Loop:
                 raise InputError(self._non_finite(step, micros, values[0] / values[-2], norm))
             self.state.skipped = self.stepper.skipped
             if scaled and self.stepper.skipped_in_a_row > _MAX_SKIPPED_IN_A_ROW:
-                raise InputError(f"step {step}: fp16 gradients overflowed {_MAX_SKIPPED_IN_A_ROW} times in a row; use amp: bf16 or off, "
-                                 "or lower the learning rate")
+                raise InputError(
+                    f"step {step}: fp16 gradients overflowed {_MAX_SKIPPED_IN_A_ROW} times in a row; use amp: bf16 or off, "
+                    "or lower the learning rate"
+                )
 
     def _non_finite(self, step: int, micros: list[Micro], loss: float, norm: float) -> str:
         described = [self.train.describe(m.index[:8]) for m in micros]
@@ -229,9 +270,11 @@ class _Loop:
             described = [d for rank in everyone for d in rank]
         windows = "; ".join(text for d in described for text in d)
         what = "loss" if not math.isfinite(loss) else "gradient"
-        return (f"step {step}: the {what} is not finite (loss {loss:g}, gradient norm {norm:g}); nothing was saved over the last checkpoint. "
-                f"Windows of this step (first 8 of each micro-batch): {windows}. Lower the learning rate, check these bars for extreme values, "
-                "or use amp: off")
+        return (
+            f"step {step}: the {what} is not finite (loss {loss:g}, gradient norm {norm:g}); nothing was saved over the last checkpoint. "
+            f"Windows of this step (first 8 of each micro-batch): {windows}. Lower the learning rate, check these bars for extreme values, "
+            "or use amp: off"
+        )
 
     def _agreed_to_stop(self) -> bool:
         """Whether any rank was asked to stop; every rank must call this at the same place."""
@@ -242,10 +285,14 @@ class _Loop:
     def _interrupt(self) -> None:
         self._inspect(None, [])
         if not self.out:
-            raise Interrupted(f"stopped by {self.stop.name or 'another rank'} at step {self.state.step}; there is no run folder to go on from")
+            raise Interrupted(
+                f"stopped by {self.stop.name or 'another rank'} at step {self.state.step}; there is no run folder to go on from"
+            )
         self._save_last()
-        raise Interrupted(f"stopped by {self.stop.name or 'another rank'} at step {self.state.step}, epoch {self.state.epoch + 1}; everything is saved "
-                          f"in {self.out.checkpoints}. The same command with --resume goes on from there")
+        raise Interrupted(
+            f"stopped by {self.stop.name or 'another rank'} at step {self.state.step}, epoch {self.state.epoch + 1}; everything is saved "
+            f"in {self.out.checkpoints}. The same command with --resume goes on from there"
+        )
 
     # ------------------------------------------------------------------ logging and saving
 
@@ -253,7 +300,9 @@ class _Loop:
         totals = self._flush_interval()
         names = ("loss", *result.terms)
         if totals and totals[-2] > 0:
-            self._log("train", {**{n: t / totals[-2] for n, t in zip(names, totals, strict=False)}, "lr": rate, "grad_norm": float(result.norm)})
+            self._log(
+                "train", {**{n: t / totals[-2] for n, t in zip(names, totals, strict=False)}, "lr": rate, "grad_norm": float(result.norm)}
+            )
 
     def _flush_interval(self) -> list[float]:
         """Bring the sums since the last call to the host and into the epoch's totals."""
@@ -294,8 +343,12 @@ class _Loop:
         self._flush_interval()
         if self.out is None or not self.settings.save_last or not self.world.is_main:
             return
-        state = {"state": self.state.as_dict(), "identity": self.identity, "optimiser": self.stepper.optimiser.state_dict(),
-                 "scaler": self.stepper.scaler.state_dict()}
+        state = {
+            "state": self.state.as_dict(),
+            "identity": self.identity,
+            "optimiser": self.stepper.optimiser.state_dict(),
+            "scaler": self.stepper.scaler.state_dict(),
+        }
         checkpoint.save_last(self.out.checkpoints, self.state.step, self.task.trained(), state)
 
     def _load(self) -> dict[str, Any] | None:
@@ -322,5 +375,7 @@ def _memory_advice(settings: FitSettings, world: World) -> str:
         advice.append("activation_checkpointing: true (about a third more time, much less memory)")
     if s.amp == "off":
         advice.append("amp: bf16")
-    return (f"{world.device} ran out of memory with batch_size {s.batch_size}, accumulation_steps {s.accumulation_steps}, "
-            f"activation_checkpointing {str(s.activation_checkpointing).lower()}, amp {s.amp}. Try: " + "; or ".join(advice))
+    return (
+        f"{world.device} ran out of memory with batch_size {s.batch_size}, accumulation_steps {s.accumulation_steps}, "
+        f"activation_checkpointing {str(s.activation_checkpointing).lower()}, amp {s.amp}. Try: " + "; or ".join(advice)
+    )

@@ -74,17 +74,37 @@ class Windows:
     lookback's own mean and population standard deviation and clips (Kronos); "none" leaves raw values (TFT).
     """
 
-    def __init__(self, store: Store, name: str, starts: np.ndarray, counts: np.ndarray, *, lookback: int, horizon: int,
-                 extra_rows: int = 1, stride: int = 1, normalise: str = "lookback", clip: float = 5.0):
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        starts: np.ndarray,
+        counts: np.ndarray,
+        *,
+        lookback: int,
+        horizon: int,
+        extra_rows: int = 1,
+        stride: int = 1,
+        normalise: str = "lookback",
+        clip: float = 5.0,
+    ):
         self.store, self.name = store, name
         self.lookback, self.horizon, self.length = lookback, horizon, lookback + horizon + extra_rows
         self.stride, self.normalise, self.clip = stride, normalise, clip
         self._starts = np.asarray(starts, np.int64)
         self._first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])  # index of each run's first window
         self.augment: Callable[[dict, np.ndarray], None] | None = None
-        self.facts = {"data": store.panel.fingerprint, "lookback": lookback, "horizon": horizon, "rows per window": self.length, "stride": stride,
-                      "normalisation": normalise, "clip": clip, "number of windows": len(self),
-                      "window starts": _digest(self._starts.tobytes() + self._first.tobytes())}
+        self.facts = {
+            "data": store.panel.fingerprint,
+            "lookback": lookback,
+            "horizon": horizon,
+            "rows per window": self.length,
+            "stride": stride,
+            "normalisation": normalise,
+            "clip": clip,
+            "number of windows": len(self),
+            "window starts": _digest(self._starts.tobytes() + self._first.tobytes()),
+        }
 
     def __len__(self) -> int:
         return int(self._first[-1])

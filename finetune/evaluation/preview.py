@@ -28,8 +28,20 @@ class ForecastSettings(Protocol):
     symbol: str
 
 
-def draw_preview(path: Path, panel: Panel, windows: Splits, predictor: Kronos, tokenizer: KronosTokenizer, settings: ForecastSettings, *,
-                 max_context: int, clip: float, seed: int, device: str, title: str) -> None:
+def draw_preview(
+    path: Path,
+    panel: Panel,
+    windows: Splits,
+    predictor: Kronos,
+    tokenizer: KronosTokenizer,
+    settings: ForecastSettings,
+    *,
+    max_context: int,
+    clip: float,
+    seed: int,
+    device: str,
+    title: str,
+) -> None:
     """Forecast the newest test (else validation) window of `settings.symbol`, or of the first two series that have one, and draw it.
 
     Raises InputError if the symbol is not in the panel or has no held-out window.
@@ -41,10 +53,22 @@ def draw_preview(path: Path, panel: Panel, windows: Splits, predictor: Kronos, t
     for series, start in newest_windows(panel, held_out, settings.symbol):
         origin, end = start + held_out.lookback, start + held_out.lookback + held_out.horizon
         history, truth = bars_frame(panel, start, origin), bars_frame(panel, origin, end)
-        paths = forecaster.predict(history, pd.Series(history.index), pd.Series(truth.index), held_out.horizon, T=settings.T, top_k=settings.top_k,
-                                   top_p=settings.top_p, sample_count=settings.samples, verbose=False, return_samples=True, seed=seed)
+        paths = forecaster.predict(
+            history,
+            pd.Series(history.index),
+            pd.Series(truth.index),
+            held_out.horizon,
+            T=settings.T,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            sample_count=settings.samples,
+            verbose=False,
+            return_samples=True,
+            seed=seed,
+        )
         views.append(ForecastView(history, paths, truth, panel.series[series].symbol))
-    note = f"{title}: newest {held_out.name} window, lookback {held_out.lookback}, horizon {held_out.horizon}; T {settings.T:g}, top-p {settings.top_p:g}"
+    sizes = f"lookback {held_out.lookback}, horizon {held_out.horizon}"
+    note = f"{title}: newest {held_out.name} window, {sizes}; T {settings.T:g}, top-p {settings.top_p:g}"
     forecast_pictures(path, views, note=note)
 
 
@@ -57,7 +81,9 @@ def newest_windows(panel: Panel, held_out: Windows, symbol: str = "") -> list[tu
         return list(newest.items())[:_MOST_SERIES]
     symbols = [info.symbol for info in panel.series]
     if symbol not in symbols:
-        raise InputError(f"forecast.symbol: there is no series {symbol!r}; known are {', '.join(symbols[:10])}{' ...' if len(symbols) > 10 else ''}")
+        raise InputError(
+            f"forecast.symbol: there is no series {symbol!r}; known are {', '.join(symbols[:10])}{' ...' if len(symbols) > 10 else ''}"
+        )
     if symbols.index(symbol) not in newest:
         raise InputError(f"forecast.symbol: {symbol!r} has no {held_out.name} window; choose another, or leave the key empty")
     return [(symbols.index(symbol), newest[symbols.index(symbol)])]
