@@ -29,8 +29,17 @@ def free_port() -> int:
 def run_ranks(module: str, arguments: Sequence[str], size: int, environment: dict[str, str] | None = None, timeout_s: float = 900) -> None:
     """Run `python -m benchmarks.<module> *arguments` on `size` ranks and wait for all. Raises InputError with the first error if one fails."""
     port, base = free_port(), environment or dict(os.environ)
-    ranks = [subprocess.Popen([sys.executable, "-m", f"benchmarks.{module}", *arguments], cwd=ROOT, env={**base, **rank_environment(r, size, port)},
-                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for r in range(size)]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", f"benchmarks.{module}", *arguments],
+            cwd=ROOT,
+            env={**base, **rank_environment(r, size, port)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for r in range(size)
+    ]
     try:
         for process in ranks:
             _, error = process.communicate(timeout=timeout_s)

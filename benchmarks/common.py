@@ -66,7 +66,9 @@ class Report:
 def parser_for(name: str, description: str) -> argparse.ArgumentParser:
     """Arguments every benchmark takes: --peer, --out, --threads."""
     parser = command_parser(description, [f"python -m benchmarks.{name} --peer /path/to/Kronos --out benchmarks/results/{name}.json"])
-    parser.add_argument("--peer", metavar="PATH", type=Path, help="a public checkout of upstream to measure beside ours; without it only ours is shown")
+    parser.add_argument(
+        "--peer", metavar="PATH", type=Path, help="a public checkout of upstream to measure beside ours; without it only ours is shown"
+    )
     parser.add_argument("--out", metavar="FILE", type=Path, help="save the report as JSON")
     parser.add_argument("--threads", type=int, default=1, help="threads of each side (default: 1)")
     return parser
@@ -92,8 +94,16 @@ def end(report: Report, args: argparse.Namespace) -> Report:
 
 def machine_facts(threads: int) -> dict[str, Any]:
     """CPU, cores, threads, versions, date and how busy the machine is: what a number needs to be understood later."""
-    return {"cpu": cpu_model(), "cores": os.cpu_count(), "threads": threads, "python": platform.python_version(), "torch": torch.__version__,
-            "numpy": np.__version__, "date": time.strftime("%Y-%m-%d"), "load before": _load()}
+    return {
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+        "load before": _load(),
+    }
 
 
 def cpu_model() -> str:
@@ -123,16 +133,29 @@ def make_bars(n_symbols: int, n_bars: int, seed: int = 0) -> dict[str, np.ndarra
     times = np.datetime64("2020-01-01", "ns").astype(np.int64) + minutes * 60_000_000_000
     days = times.astype("datetime64[ns]").astype("datetime64[D]")
     months = days.astype("datetime64[M]")
-    stamps = np.stack([minutes % 60, minutes // 60 % 24, (days.astype(np.int64) + 3) % 7,  # 1970-01-01 was a Thursday
-                       (days - months).astype(np.int64) + 1, months.astype(np.int64) % 12 + 1], axis=1).astype(np.uint8)
+    stamps = np.stack(
+        [
+            minutes % 60,
+            minutes // 60 % 24,
+            (days.astype(np.int64) + 3) % 7,  # 1970-01-01 was a Thursday
+            (days - months).astype(np.int64) + 1,
+            months.astype(np.int64) % 12 + 1,
+        ],
+        axis=1,
+    ).astype(np.uint8)
     return {"features": np.stack([open_, high, low, close, volume, amount], axis=2).astype(np.float32), "stamps": stamps, "times": times}
 
 
 def make_panel(n_symbols: int, n_bars: int, seed: int = 0) -> Panel:
     """The bars of `make_bars` as a panel."""
     bars = make_bars(n_symbols, n_bars, seed)
-    return Panel.build(features=bars["features"].reshape(-1, 6), stamps=np.tile(bars["stamps"], (n_symbols, 1)), times=np.tile(bars["times"], n_symbols),
-                       offsets=np.arange(n_symbols + 1) * n_bars, series=[SeriesInfo(f"S{i:04d}", "5min") for i in range(n_symbols)])
+    return Panel.build(
+        features=bars["features"].reshape(-1, 6),
+        stamps=np.tile(bars["stamps"], (n_symbols, 1)),
+        times=np.tile(bars["times"], n_symbols),
+        offsets=np.arange(n_symbols + 1) * n_bars,
+        series=[SeriesInfo(f"S{i:04d}", "5min") for i in range(n_symbols)],
+    )
 
 
 def interleaved(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:

@@ -47,9 +47,16 @@ def main(argv: Sequence[str] | None = None) -> Report:
         whole, whole_distinct = count(source, size, 0)
         share, peer_share = distinct / drawn, theirs[size]["distinct"] / theirs[size]["drawn"] if theirs else None
         report.details[f"world {size}, whole pass"] = f"{whole_distinct} distinct of {whole} taken of {len(source)}"
-        report.rows.append(Row(f"distinct windows in an epoch of {args.per_epoch}, world size {size}", "100 %", f"{share:.1%}",
-                               share == 1 and drawn == min(args.per_epoch, len(source)) and whole == whole_distinct == len(source),
-                               f"{peer_share:.1%} with {args.workers} workers" if theirs else "", share / peer_share if theirs else None))
+        report.rows.append(
+            Row(
+                f"distinct windows in an epoch of {args.per_epoch}, world size {size}",
+                "100 %",
+                f"{share:.1%}",
+                share == 1 and drawn == min(args.per_epoch, len(source)) and whole == whole_distinct == len(source),
+                f"{peer_share:.1%} with {args.workers} workers" if theirs else "",
+                share / peer_share if theirs else None,
+            )
+        )
     return end(report, args)
 
 

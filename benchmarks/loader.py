@@ -75,8 +75,16 @@ def _report(report: Report, seen: dict[str, list[float]]) -> None:
     report.details |= {f"{name}, windows/s": spread(values, inverse=True) for name, values in seen.items()}
     peer = max((rate for name, rate in rates.items() if name.startswith("peer")), default=None)
     for name in [name for name in rates if name.startswith("ours")]:
-        report.rows.append(Row(f"windows/s made ready for training, {name.removeprefix('ours, ')}", f">= {REACH:,}", f"{rates[name]:,.0f}", rates[name] >= REACH,
-                               f"{peer:,.0f}" if peer else "", rates[name] / peer if peer else None))
+        report.rows.append(
+            Row(
+                f"windows/s made ready for training, {name.removeprefix('ours, ')}",
+                f">= {REACH:,}",
+                f"{rates[name]:,.0f}",
+                rates[name] >= REACH,
+                f"{peer:,.0f}" if peer else "",
+                rates[name] / peer if peer else None,
+            )
+        )
 
 
 if __name__ == "__main__":

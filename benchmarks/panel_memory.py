@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -53,8 +52,14 @@ def _measure(args: argparse.Namespace, report: Report, folder: Path) -> None:
     report.details |= {"one process": alone, "two at once, first": both[0], "two at once, second": both[1]}
     rows = args.series * args.bars
     worst = max(child["before the first batch"]["USS MB"] for child in (alone, *both))
-    report.rows.append(Row(f"memory to open a panel of {rows / 1e6:.3g} million rows, USS added before the first batch", f"< {REACH_MB:.0f} MB",
-                           f"{worst:.1f} MB", worst < REACH_MB))
+    report.rows.append(
+        Row(
+            f"memory to open a panel of {rows / 1e6:.3g} million rows, USS added before the first batch",
+            f"< {REACH_MB:.0f} MB",
+            f"{worst:.1f} MB",
+            worst < REACH_MB,
+        )
+    )
     after = both[0][f"after {args.steps} steps"]
     shared = after["panel RSS MB"] - after["panel PSS MB"]
     told = f"of {after['panel RSS MB']:.0f} MB of the panel in memory each of two ranks is charged {after['panel PSS MB']:.0f} MB"
@@ -115,8 +120,15 @@ def _build(folder: Path, series: int, bars: int) -> None:
         panel.save(folder)
     total_s = time.perf_counter() - begin_s
     size_gb = sum(p.stat().st_size for p in folder.iterdir()) / 1e9
-    _tell(**{"bars made s": round(filled_s, 1), "Panel.build s": round(checked_s - filled_s, 1), "save s": round(total_s - checked_s, 1),
-             "peak USS MB": round(peak.added_mb), "on disk GB": round(size_gb, 2)})
+    _tell(
+        **{
+            "bars made s": round(filled_s, 1),
+            "Panel.build s": round(checked_s - filled_s, 1),
+            "save s": round(total_s - checked_s, 1),
+            "peak USS MB": round(peak.added_mb),
+            "on disk GB": round(size_gb, 2),
+        }
+    )
 
 
 class _PeakUss:
@@ -157,7 +169,9 @@ def _train(folder: Path, steps: int) -> None:
     torch.set_num_threads(1)
     small = dict(d_model=32, n_heads=2, ff_dim=64, s1_bits=6, s2_bits=6)
     none = dict.fromkeys(("ffn_dropout_p", "attn_dropout_p", "resid_dropout_p"), 0.0)
-    tokenizer = KronosTokenizer(d_in=6, n_enc_layers=2, n_dec_layers=2, beta=0.05, gamma0=1.0, gamma=1.1, zeta=0.05, group_size=4, **small, **none)
+    tokenizer = KronosTokenizer(
+        d_in=6, n_enc_layers=2, n_dec_layers=2, beta=0.05, gamma0=1.0, gamma=1.1, zeta=0.05, group_size=4, **small, **none
+    )
     task = PredictorTask(Kronos(n_layers=1, token_dropout_p=0.0, learn_te=True, **small, **none), tokenizer, 90)
     here = _Memory(folder)
     panel = Panel.open(folder)
@@ -169,7 +183,15 @@ def _train(folder: Path, steps: int) -> None:
     settings = FitSettings(epochs=1, batch_size=512, n_train_iter=512 * steps, n_val_iter=512, num_workers=0)
     fit(task, splits._replace(train=watch), settings)
     after = here.added()
-    _tell(**{"windows": len(splits.train), "Panel.open": opened, "make_splits": split, "before the first batch": before, f"after {steps} steps": after})
+    _tell(
+        **{
+            "windows": len(splits.train),
+            "Panel.open": opened,
+            "make_splits": split,
+            "before the first batch": before,
+            f"after {steps} steps": after,
+        }
+    )
 
 
 class _Memory:
@@ -182,8 +204,12 @@ class _Memory:
     def added(self) -> dict[str, float]:
         seconds = time.perf_counter() - self.begin_s
         maps = [m for m in self.process.memory_maps() if m.path.startswith(self.folder)]
-        return {"USS MB": round((self.process.memory_full_info().uss - self.uss) / 1e6, 1), "s": round(seconds, 2),
-                "panel RSS MB": round(sum(m.rss for m in maps) / 1e6, 1), "panel PSS MB": round(sum(m.pss for m in maps) / 1e6, 1)}
+        return {
+            "USS MB": round((self.process.memory_full_info().uss - self.uss) / 1e6, 1),
+            "s": round(seconds, 2),
+            "panel RSS MB": round(sum(m.rss for m in maps) / 1e6, 1),
+            "panel PSS MB": round(sum(m.pss for m in maps) / 1e6, 1),
+        }
 
 
 if __name__ == "__main__":

@@ -27,8 +27,14 @@ class Peer:
         if not (checkout / "model" / "kronos.py").is_file():
             raise MissingFileError(f"--peer {checkout}: there is no model/kronos.py in it; give a checkout of the public Kronos repository")
         self.module = module
-        self.process = subprocess.Popen([sys.executable, "-m", f"benchmarks.{module}"], cwd=ROOT, env=peer_environment(checkout, *folders),
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", f"benchmarks.{module}"],
+            cwd=ROOT,
+            env=peer_environment(checkout, *folders),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
     def __call__(self, do: str, **arguments: Any) -> Any:
         """Have the child do something; returns its answer. Raises InputError if it broke down (its traceback is on stderr)."""
@@ -40,7 +46,9 @@ class Peer:
         except BrokenPipeError:
             answer = ""
         if not answer:
-            raise InputError(f"the peer broke down in {self.module}.{do}; its own error stands above. It needs its requirements (einops) installed here")
+            raise InputError(
+                f"the peer broke down in {self.module}.{do}; its own error stands above. It needs its requirements (einops) installed here"
+            )
         return json.loads(answer)
 
     def __enter__(self) -> Peer:

@@ -38,7 +38,9 @@ def _csv(folder: Path, features: np.ndarray, times: np.ndarray, per_epoch: int) 
     step = int(times[1] - times[0])
     frame.insert(0, "timestamps", pd.to_datetime(times[0] + step * np.arange(len(frame))))
     frame.to_csv(folder / "bars.csv", index=False)
-    return CustomKlineDataset(str(folder / "bars.csv"), "train", lookback_window=90, predict_window=10, train_ratio=0.8, val_ratio=0.2, test_ratio=0.0)
+    return CustomKlineDataset(
+        str(folder / "bars.csv"), "train", lookback_window=90, predict_window=10, train_ratio=0.8, val_ratio=0.2, test_ratio=0.0
+    )
 
 
 def _qlib(folder: Path, features: np.ndarray, times: np.ndarray, per_epoch: int) -> Dataset:
@@ -80,7 +82,9 @@ def epoch(world: int, workers: int, size: int) -> dict[str, int]:
         data.set_epoch_seed(rank)  # its trainer: epoch * 10000 + rank
         for x, stamps in loader:
             drawn += len(x)
-            seen.update(hashlib.blake2b(a.numpy().tobytes() + b.numpy().tobytes(), digest_size=16).digest() for a, b in zip(x, stamps, strict=True))
+            seen.update(
+                hashlib.blake2b(a.numpy().tobytes() + b.numpy().tobytes(), digest_size=16).digest() for a, b in zip(x, stamps, strict=True)
+            )
     return {"drawn": drawn, "distinct": len(seen)}
 
 

@@ -23,7 +23,9 @@ def load(folder: str, threads: int, learning_rate: float, dropout: bool) -> int:
     optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
     with np.load(f"{folder}/batches.npz") as saved:
         batches = [(torch.from_numpy(x), torch.from_numpy(stamps).float()) for x, stamps in zip(saved["x"], saved["stamps"], strict=True)]
-    _state.update(tokenizer=KronosTokenizer.from_pretrained(f"{folder}/tokenizer").eval(), model=model, optimiser=optimiser, batches=batches)
+    _state.update(
+        tokenizer=KronosTokenizer.from_pretrained(f"{folder}/tokenizer").eval(), model=model, optimiser=optimiser, batches=batches
+    )
     return len(batches)
 
 

@@ -59,9 +59,15 @@ def _compare(args: argparse.Namespace, report: Report, kind: str, folder: Path, 
     report.details[f"{kind}, the two ranks from each other"] = f"{between:.1e}"
     report.details[f"{kind}, largest change in training"] = f"{apart(one, load_file(folder / f'{kind}-start.safetensors')):.2g}"
     precision = "fp32" if kind == "predictor" else "float64"
-    report.rows.append(Row(f"2 gloo ranks against 1 process with accumulation 2, {args.steps} steps, {kind} {precision}", f"<= {REACH[kind]:g}",
-                           f"{against:.1e}", max(against, between) <= REACH[kind],
-                           f"ranks {drift:.2g} apart in {args.peer_steps} steps" if drift is not None else ""))
+    report.rows.append(
+        Row(
+            f"2 gloo ranks against 1 process with accumulation 2, {args.steps} steps, {kind} {precision}",
+            f"<= {REACH[kind]:g}",
+            f"{against:.1e}",
+            max(against, between) <= REACH[kind],
+            f"ranks {drift:.2g} apart in {args.peer_steps} steps" if drift is not None else "",
+        )
+    )
 
 
 def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
@@ -70,7 +76,9 @@ def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 
 def _peer_drift(args: argparse.Namespace, folder: Path) -> float:
-    run_ranks("peer_ranks", [str(folder), str(args.peer_steps), str(args.batch), str(RATE), str(args.threads)], 2, peer_environment(args.peer))
+    run_ranks(
+        "peer_ranks", [str(folder), str(args.peer_steps), str(args.batch), str(RATE), str(args.threads)], 2, peer_environment(args.peer)
+    )
     return apart(*(load_file(folder / f"peer-{rank}.safetensors") for rank in (0, 1)))
 
 
@@ -85,7 +93,9 @@ def _child(kind: str, size: str, batch: str, steps: str, threads: str, folder: s
         if here.is_main:
             save_file({k: v.clone() for k, v in task.trained().state_dict().items()}, f"{folder}/{kind}-start.safetensors")
         splits = make_splits(make_panel(4, 200 + 8 * int(batch) * int(steps) // 4), LOOKBACK, HORIZON, (0.8, 0.2, 0.0))
-        settings = FitSettings(epochs=1, batch_size=int(batch), accumulation_steps=2 // here.size, learning_rate=RATE, n_val_iter=int(batch), num_workers=0)
+        settings = FitSettings(
+            epochs=1, batch_size=int(batch), accumulation_steps=2 // here.size, learning_rate=RATE, n_val_iter=int(batch), num_workers=0
+        )
         fit(task, splits, settings, world=here, max_steps=int(steps))
         save_file({k: v.clone() for k, v in task.trained().state_dict().items()}, f"{folder}/{kind}-{here.size}-{here.rank}.safetensors")
 
@@ -95,7 +105,9 @@ def _task(kind: str, size: str) -> Task:
     small = SMALL if size == "small32" else {}
     tokenizer = {**tokenizer_arguments("base"), **small, **({"group_size": 5} if small else {})}
     if kind == "tokenizer":  # the preset has no dropout: here it is on
-        return TokenizerTask(KronosTokenizer(**{**tokenizer, "ffn_dropout_p": 0.1, "attn_dropout_p": 0.1, "resid_dropout_p": 0.1}), LOOKBACK).double()
+        return TokenizerTask(
+            KronosTokenizer(**{**tokenizer, "ffn_dropout_p": 0.1, "attn_dropout_p": 0.1, "resid_dropout_p": 0.1}), LOOKBACK
+        ).double()
     predictor = {**predictor_arguments("mini" if small else size), **small}
     return PredictorTask(Kronos(**predictor), KronosTokenizer(**tokenizer), LOOKBACK)
 

@@ -49,8 +49,9 @@ class _Tally:
     while_saving: int = 0  # kills that left something half-written behind
     before_any: int = 0  # kills before the first checkpoint
     in_stage: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
-    lost_s: list[float] = field(default_factory=list)  # from the last complete checkpoint to the kill
+    lost_s: list[float] = field(default_factory=list)  # training since the last complete checkpoint, at each kill
     start_s: list[float] = field(default_factory=list)  # from starting the process until its first batch
+    began: float = 0.0  # time of the last attempt's first batch
 
 
 def main(argv: Sequence[str] | None = None) -> Report:
@@ -65,17 +66,31 @@ def main(argv: Sequence[str] | None = None) -> Report:
         begin_s, tally, runs, same = time.perf_counter(), _Tally(), 0, True
         assert _attempt(folder / "undisturbed", args, None, tally)
         undisturbed_s = time.perf_counter() - begin_s - tally.start_s[0]
-        moments = sorted(random.Random(args.seed).uniform(0, undisturbed_s) for _ in range(args.rounds))
+        chance = random.Random(args.seed)
+        moments = sorted(chance.uniform(0, undisturbed_s) for _ in range(args.rounds))
         delays = [after - before for before, after in zip([0.0, *moments], moments, strict=False)]
         while tally.kills < args.rounds:  # one run usually takes all the kills, since each costs it time
             runs += 1
             _disturbed(folder / f"run-{runs}", args, delays, tally)
             same &= all(_same(folder / "undisturbed" / stage, folder / f"run-{runs}" / stage) for stage in STAGES)
-    report.details |= {"undisturbed": f"{undisturbed_s:.1f} s for both stages", "runs that took the kills": runs, "killed in stage": tally.in_stage,
-                       "killed while something was half-written": tally.while_saving, "killed before the first checkpoint": tally.before_any,
-                       "unreadable": tally.unreadable or "none", "work lost per kill, s": spread(tally.lost_s), "starting again until the first batch (imports, reading the checkpoint), s": spread(tally.start_s)}
-    report.rows.append(Row(f"resumed after kill -9 at {tally.kills} random moments against never stopped: final weights", "bit-identical",
-                           "bit-identical" if same else "they differ", same))
+    report.details |= {
+        "undisturbed": f"{undisturbed_s:.1f} s for both stages",
+        "runs that took the kills": runs,
+        "killed in stage": tally.in_stage,
+        "killed while something was half-written": tally.while_saving,
+        "killed before the first checkpoint": tally.before_any,
+        "unreadable": tally.unreadable or "none",
+        "work lost per kill, s": spread(tally.lost_s),
+        "starting again until the first batch (imports, reading the checkpoint), s": spread(tally.start_s),
+    }
+    report.rows.append(
+        Row(
+            f"resumed after kill -9 at {tally.kills} random moments against never stopped: final weights",
+            "bit-identical",
+            "bit-identical" if same else "they differ",
+            same,
+        )
+    )
     report.rows.append(Row("checkpoints unreadable after a kill", "0", str(len(tally.unreadable)), not tally.unreadable))
     return end(report, args)
 
@@ -91,12 +106,18 @@ def _disturbed(folder: Path, args: argparse.Namespace, delays: list[float], tall
 def _attempt(folder: Path, args: argparse.Namespace, kill_after_s: float | None, tally: _Tally) -> bool:
     """Start (or resume) the training process; kill it so many seconds after its first batch. Returns whether it ended by itself."""
     begin_s = time.perf_counter()
-    child = subprocess.Popen([sys.executable, "-m", f"benchmarks.{NAME}", "--child", str(folder), str(args.epochs), str(args.threads)], cwd=ROOT,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-m", f"benchmarks.{NAME}", "--child", str(folder), str(args.epochs), str(args.threads)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert child.stdout
     while (line := child.stdout.readline()) and line.strip() != READY:  # until training begins, or the process ends
         pass
     tally.start_s.append(time.perf_counter() - begin_s)
+    tally.began = time.time()
     try:
         _, error = child.communicate(timeout=kill_after_s)
     except subprocess.TimeoutExpired:
@@ -125,12 +146,12 @@ def _examine(folder: Path, tally: _Tally) -> None:
                 tally.unreadable.append(str(error))
     tally.in_stage[stage_at] += 1
     tally.before_any += not newest_s
-    if newest_s:
-        tally.lost_s.append(killed_at - newest_s)
+    tally.lost_s.append(killed_at - max(newest_s, tally.began))
 
 
 def _same(one: Path, other: Path) -> bool:
     """Whether the weights of the last checkpoint and of the best model are the same bits."""
+
     def weights(folder: Path) -> list[dict[str, torch.Tensor]]:
         last = checkpoint.newest_last(folder / "checkpoints")
         assert last is not None
@@ -149,7 +170,9 @@ def _child(folder: str, epochs: str, threads: str) -> None:
     splits = make_splits(make_panel(4, 200), 24, 8, (0.8, 0.2, 0.0), say=lambda _: None)
     splits = splits._replace(train=AtFirstBatch(splits.train, lambda: print(READY, flush=True)))
     for stage in STAGES:
-        settings = FitSettings(epochs=int(epochs), batch_size=8, learning_rate=1e-3, checkpoint_every_steps=1, log_interval=5, num_workers=1)
+        settings = FitSettings(
+            epochs=int(epochs), batch_size=8, learning_rate=1e-3, checkpoint_every_steps=1, log_interval=5, num_workers=1
+        )
         with Run.create(Path(folder) / stage, config={}, is_main=True, resume=True, name=stage) as run:
             fit(_task(stage), splits, settings, run, resume=True)
 

@@ -31,7 +31,7 @@ from finetune.engine.windows import Source, Splits, sample_subset
 from kronos import Kronos, KronosTokenizer, save_module
 from kronos.presets import predictor_arguments, tokenizer_arguments
 
-from .common import HORIZON, LOOKBACK, LENGTH, Report, Row, begin, end, interleaved, make_panel, parser_for, spread, timed
+from .common import HORIZON, LENGTH, LOOKBACK, Report, Row, begin, end, interleaved, make_panel, parser_for, spread, timed
 from .peer import Peer
 
 NAME = "train_step"
@@ -96,7 +96,9 @@ class _Ours:
         first = self.number * size % (len(self.source) - size)
         micros = step_micros(self.source, self.settings, self.world, 0, first, first + size)
         batches = [(micro, to_device(self.source.gather(micro.index), self.world.device)) for micro in micros]
-        sums = self.stepper.step(batches, self.number, RATE, stop=False).sums.tolist()  # read at each step, as the peer does and our loop on a CPU
+        sums = self.stepper.step(
+            batches, self.number, RATE, stop=False
+        ).sums.tolist()  # read at each step, as the peer does and our loop on a CPU
         self.number += 1
         return sums[0] / sums[-2]
 
@@ -107,13 +109,17 @@ class _Ours:
 def _time_steps(args: argparse.Namespace, report: Report, windows: Splits, folder: Path) -> None:
     """Seconds per step of every variant, in turns with the peer's."""
     task = _task(folder)
-    cached = with_cached_tokens(windows, task.tokenizer, folder / "cache", _settings(args), World(), StopRequest(), mode="on", say=lambda _: None)
+    cached = with_cached_tokens(
+        windows, task.tokenizer, folder / "cache", _settings(args), World(), StopRequest(), mode="on", say=lambda _: None
+    )
     some = sample_subset(windows.train, 2 * tokens.CHUNK, seed=0)
     ids = np.empty((len(some), LENGTH, 2), np.int16)
-    sides = {"ours fp32": _Ours(task, windows.train, _settings(args)).timed(args.steps),
-             "ours fp32, cached tokens": _Ours(_task(folder), cached.train, _settings(args)).timed(args.steps),
-             "ours bf16, cached tokens": _Ours(_task(folder), cached.train, _settings(args, amp="bf16")).timed(args.steps),
-             "encode": lambda: timed(lambda: tokens._encode(some, task.tokenizer, ids, World(), StopRequest()), len(some) / args.batch)}
+    sides = {
+        "ours fp32": _Ours(task, windows.train, _settings(args)).timed(args.steps),
+        "ours fp32, cached tokens": _Ours(_task(folder), cached.train, _settings(args)).timed(args.steps),
+        "ours bf16, cached tokens": _Ours(_task(folder), cached.train, _settings(args, amp="bf16")).timed(args.steps),
+        "encode": lambda: timed(lambda: tokens._encode(some, task.tokenizer, ids, World(), StopRequest()), len(some) / args.batch),
+    }
     if args.peer:
         with Peer(args.peer, "peer_step") as peer:
             peer("load", folder=str(folder), threads=args.threads, learning_rate=RATE, dropout=True)
@@ -127,9 +133,16 @@ def _time_steps(args: argparse.Namespace, report: Report, windows: Splits, folde
         ours = statistics.median(seen[name]) + extra
         ratio = statistics.median(seen["peer"]) / ours if "peer" in seen else None
         told = f"{ratio:.2f}x" if ratio else f"{args.batch / ours:.0f} windows/s"
-        report.rows.append(Row(f"predictor training step, {args.size}, {args.batch} x {LENGTH} tokens, {name.removeprefix('ours ')}",
-                               f">= {reach}x" if reach else "-", told, not reach or ratio is None or ratio >= reach,
-                               f"{args.batch / statistics.median(seen['peer']):.0f} windows/s" if ratio else "", ratio))
+        report.rows.append(
+            Row(
+                f"predictor training step, {args.size}, {args.batch} x {LENGTH} tokens, {name.removeprefix('ours ')}",
+                f">= {reach}x" if reach else "-",
+                told,
+                not reach or ratio is None or ratio >= reach,
+                f"{args.batch / statistics.median(seen['peer']):.0f} windows/s" if ratio else "",
+                ratio,
+            )
+        )
 
 
 def _compare_curves(args: argparse.Namespace, report: Report, source: Source, folder: Path) -> None:
@@ -141,7 +154,9 @@ def _compare_curves(args: argparse.Namespace, report: Report, source: Source, fo
         theirs = peer("curve")
     difference = max(abs(a - b) for a, b in zip(mine, theirs, strict=True))
     report.details["loss curve"] = f"ours {mine[0]:.6f} -> {mine[-1]:.6f}, peer {theirs[0]:.6f} -> {theirs[-1]:.6f}"
-    report.rows.append(Row(f"fp32 loss curve, {args.curve_steps} steps, largest difference", "<= 1e-4", f"{difference:.1e}", difference <= 1e-4))
+    report.rows.append(
+        Row(f"fp32 loss curve, {args.curve_steps} steps, largest difference", "<= 1e-4", f"{difference:.1e}", difference <= 1e-4)
+    )
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ class Memory:
             self.k, self.v = (F.pad(old, (0, 0, 0, capacity)) for old in (k, v))  # [B, H, P + capacity, D]
             self.bias = None if bias is None else F.pad(bias, (0, capacity))
         else:
+            self.k, self.v = k.contiguous(), v.contiguous()  # else every later product would copy them
             self.new_k, self.new_v = (old.new_empty(*old.shape[:2], samples, capacity, old.shape[3]) for old in (k, v))
 
     def append(self, k: Tensor, v: Tensor) -> None:
@@ -128,7 +129,7 @@ class CachedBlocks:
         self.samples, self.capacity = samples, capacity
 
     def prefill(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        """Run the prefix [B, P, d]; `lengths` [B] where series are padded on the right. Returns [B, P, d]."""
+        """Read the prefix [B, P, d]; `lengths` [B] where series are padded on the right. Returns [B, P, d]."""
         self.starts, self.size, self.filled = lengths, x.shape[1], 0
         if self.rotary is None:
             return x

@@ -32,12 +32,20 @@ class Rotary(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.register_buffer("inv_freq", 1.0 / (10000 ** (torch.arange(0, dim, 2).float() / dim)))
+        self.dim = dim
+        self.register_buffer("inv_freq", self._frequencies(None))
+
+    def _frequencies(self, device: torch.device | None) -> Tensor:
+        return 1.0 / (10000 ** (torch.arange(0, self.dim, 2, device=device).float() / self.dim))
 
     def table(self, length: int, dtype: torch.dtype) -> Rotation:
         """Turns for positions 0 .. length - 1, in the type that queries and keys will have."""
-        positions = torch.arange(length, device=self.inv_freq.device, dtype=self.inv_freq.dtype)
-        angles = torch.outer(positions, self.inv_freq)
+        frequencies = self.inv_freq
+        if (
+            torch.finfo(frequencies.dtype).bits < 32
+        ):  # a module turned to half precision: rounded, they would be a radian off at position 500
+            frequencies = self._frequencies(frequencies.device)
+        angles = torch.outer(torch.arange(length, device=frequencies.device, dtype=frequencies.dtype), frequencies)
         cos, sin = angles.cos(), angles.sin()
         return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
 

@@ -272,7 +272,7 @@ def test_a_malformed_flag_is_told_as_one(refused, flag, told):
 
 
 def test_hundreds_of_unknown_keys_make_a_short_message_quickly(refused):
-    message = refused(GOOD + "".join(f"key{i}: 1\n" for i in range(20_000)))
+    message = refused(GOOD + "".join(f"key{i}: 1\n" for i in range(5_000)))
     assert "the first 40 things to mend" in message and len(message.splitlines()) == 41
 
 

@@ -86,15 +86,16 @@ def test_in_float32_cached_tokens_equal_full_recomputation_here():
     assert_same_tokens(generate(model, prefix, stamps, numbers, HOW, 64), recomputed(model, prefix, stamps, numbers, 64))
 
 
+@pytest.mark.parametrize("samples", [1, SAMPLES])
 @pytest.mark.parametrize(("length", "max_context"), [(12, 64), (12, 15), (12, 9)])
-def test_paths_decode_as_the_whole_sequence_does(length, max_context):
+def test_paths_decode_as_the_whole_sequence_does(length, max_context, samples):
     tokenizer = load_tokenizer(GOLDEN / "tokenizer").double()
     prefix, _, _ = inputs(length)
-    made = tuple(torch.randint(64, (SERIES, SAMPLES, HORIZON)) for _ in range(2))
+    made = tuple(torch.randint(64, (SERIES, samples, HORIZON)) for _ in range(2))
     pairs = zip(prefix, made, strict=True)
-    whole = tuple(torch.cat((old.repeat_interleave(SAMPLES, 0), new.flatten(0, 1)), 1)[:, -max_context:] for old, new in pairs)
+    whole = tuple(torch.cat((old.repeat_interleave(samples, 0), new.flatten(0, 1)), 1)[:, -max_context:] for old, new in pairs)
     with torch.no_grad():
-        expected = tokenizer.decode(whole)[:, -HORIZON:].unflatten(0, (SERIES, SAMPLES))
+        expected = tokenizer.decode(whole)[:, -HORIZON:].unflatten(0, (SERIES, samples))
     torch.testing.assert_close(decode_paths(tokenizer, prefix, made, max_context), expected)
 
 

@@ -135,6 +135,13 @@ def test_float64_stays_float64_throughout():
     assert {tensor.dtype for tensor in quantised} == {torch.float64}
 
 
+def test_a_model_turned_to_bfloat16_still_knows_far_positions_apart():
+    model, inputs = predictor().eval(), batch(2, 600)
+    exact = model(*inputs)[0]
+    rough = model.bfloat16()(*inputs)[0].float()
+    assert ((rough - exact).square().mean() / exact.var()).sqrt() < 0.014
+
+
 @pytest.mark.parametrize("kind", ["predictor", "tokenizer"])
 def test_activation_checkpointing_changes_no_gradient(kind):
     x = torch.randn(2, 9, 6)

@@ -237,8 +237,9 @@ def _offsets(zone: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     for name in encoded.dictionary.to_pylist():
         digits = name[1:].replace(":", "") if name[:1] in ("+", "-") else "0"
         hours, minutes = int(digits[:2]), int(digits[2:] or 0)
-        offsets.append((-1 if name[:1] == "-" else 1) * (hours * 60 + minutes) * _MINUTE)
-        legal.append(hours <= 15 and minutes < 60)
+        east = (-1 if name[:1] == "-" else 1) * (hours * 60 + minutes)
+        offsets.append(east * _MINUTE)
+        legal.append(-12 * 60 <= east <= 14 * 60 and minutes < 60)  # no clock on earth stands further from UTC
     codes = encoded.indices.to_numpy()
     return np.array(offsets, np.int64)[codes], np.array(legal, bool)[codes]
 

@@ -1,0 +1,87 @@
+"""Every benchmark, one after another in a process of its own, and one page with the table: what to reach, what was seen, passed or not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.engine.command import run_command
+from finetune.engine.files import write_text
+from kronos.errors import InputError
+
+from .common import ROOT, parser_for
+
+NAMES = ("loader", "coverage", "train_step", "ranks", "resume", "panel_memory")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is asked for, print the page and write it. Exit code 1 if a row failed."""
+    parser = parser_for("run_all", __doc__)
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), help="run these alone")
+    parser.add_argument("--folder", type=Path, help="where panel_memory makes or reuses its panel (default: a temporary folder)")
+    args = parser.parse_args(argv)
+    out = args.out or ROOT / "benchmarks" / "results" / f"{time.strftime('%Y-%m-%d')}-cpu.md"
+    common = [*(["--peer", str(args.peer.resolve())] if args.peer else []), "--threads", str(args.threads)]
+    with tempfile.TemporaryDirectory() as folder:
+        reports = [
+            _run(name, [*common, *(["--folder", str(args.folder)] if args.folder and name == "panel_memory" else [])], Path(folder))
+            for name in args.only
+        ]
+    flags = " --peer PATH" if args.peer else ""
+    text = page(reports, f"python -m benchmarks.run_all{flags}")
+    print(text)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, text)
+    print(f"written to {out}")
+    return 0 if all(row["passed"] for report in reports for row in report["rows"]) else 1
+
+
+def _run(name: str, arguments: list[str], folder: Path) -> dict[str, Any]:
+    """One benchmark in a fresh process; its report as saved."""
+    out = folder / f"{name}.json"
+    done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *arguments, "--out", str(out)], cwd=ROOT)
+    if done.returncode or not out.is_file():
+        raise InputError(f"benchmarks.{name} ended with code {done.returncode}; its own error stands above")
+    return json.loads(out.read_text())
+
+
+def page(reports: Sequence[dict[str, Any]], command: str) -> str:
+    """Markdown: the table, then for each benchmark its command, the machine and everything the rows were computed from."""
+    lines = [
+        f"# Benchmarks, {reports[0]['machine']['date']}",
+        "",
+        f"Made by `{command}` in the repository's root.",
+        "",
+        "| measure | peer | reach | seen | ratio | passed |",
+        "|---|---|---|---|---|---|",
+    ]
+    for report in reports:
+        for row in report["rows"]:
+            ratio = f"{row['ratio']:.3g}" if row["ratio"] is not None else ""
+            lines.append(
+                "| "
+                + " | ".join([row["measure"], row["peer"], row["reach"], row["seen"], ratio, "yes" if row["passed"] else "**no**"])
+                + " |"
+            )
+    for report in reports:
+        facts = ", ".join(f"{key} {value}" for key, value in report["machine"].items())
+        lines += ["", f"## {report['name']}", "", f"`{report['command']}`  ", facts, ""]
+        lines += [f"- {key}: {_plain(value)}" for key, value in report["details"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _plain(value: Any) -> str:
+    """Nested facts as text: name value, name value."""
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {{{_plain(v)}}}" if isinstance(v, dict) else f"{k} {v}" for k, v in value.items())
+    return str(value)
+
+
+if __name__ == "__main__":
+    run_command(main)
