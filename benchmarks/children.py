@@ -27,7 +27,7 @@ def free_port() -> int:
 
 
 def run_ranks(module: str, arguments: Sequence[str], size: int, environment: dict[str, str] | None = None, timeout_s: float = 900) -> None:
-    """Run `python -m benchmarks.<module> *arguments` on `size` ranks and wait for all. Raises InputError with the first error if one fails."""
+    """Run `python -m benchmarks.<module> *arguments` on `size` ranks and wait for all. Raises InputError, with its error, if one fails."""
     port, base = free_port(), environment or dict(os.environ)
     ranks = [
         subprocess.Popen(

@@ -51,7 +51,7 @@ class Report:
         """Print facts, details and rows."""
         print(f"\n{self.name}: {self.command}\n  " + ", ".join(f"{k} {v}" for k, v in self.machine.items()))
         for key, value in self.details.items():
-            print(f"  {key}: {value}")
+            print(f"  {key}: {as_text(value)}")
         for row in self.rows:
             against = f"; peer {row.peer}" if row.peer else ""
             ratio = f", ratio {row.ratio:.3g}" if row.ratio is not None else ""
@@ -61,6 +61,13 @@ class Report:
         """Write everything as JSON."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(path), asdict(self))
+
+
+def as_text(value: Any) -> str:
+    """Nested facts as one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{k} ({as_text(v)})" if isinstance(v, dict) else f"{k} {v}" for k, v in value.items())
+    return str(value)
 
 
 def parser_for(name: str, description: str) -> argparse.ArgumentParser:
@@ -121,7 +128,7 @@ def _load() -> str:
 
 
 def make_bars(n_symbols: int, n_bars: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random walks, 5-minute bars: features [S, N, 6] float32, stamps [N, 5] uint8 (UTC), times [N] int64 ns. Valid: low <= open, close <= high."""
+    """Random walks of valid 5-minute bars: features [S, N, 6] float32, stamps [N, 5] uint8 (UTC), times [N] int64 ns."""
     rng = np.random.default_rng(seed)
     close = 100 * np.exp(np.cumsum(rng.normal(0, 0.002, (n_symbols, n_bars)), axis=1))
     open_ = np.concatenate([np.full((n_symbols, 1), 100.0), close[:, :-1]], axis=1)

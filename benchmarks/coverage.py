@@ -1,5 +1,6 @@
-"""Distinct windows among those of an epoch of sampled rows, on 1, 2 and 8 ranks: ours through the loop's own order, the peer through its Qlib loader.
+"""Distinct windows among those of an epoch of sampled rows, on 1, 2 and 8 ranks.
 
+Ours through the loop's own order, the peer through its Qlib data set and loader.
 Ours is also counted over a whole pass: every window once, none left out.
 """
 

@@ -1,6 +1,6 @@
-"""Private memory (USS) that opening a 20-million-row panel and starting to train on it adds, in fresh processes; pages that two of them share.
+"""Private memory (USS) that opening a 20-million-row panel and starting to train on it adds in fresh processes, and what two of them share.
 
-The panel is made once in --folder (about 1 GB on disk) and kept there if the folder was named. The baseline of a child is taken after its
+The panel is made once in --folder (0.8 GB on disk) and kept there if the folder was named. The baseline of a child is taken after its
 imports, so torch itself is not counted.
 """
 
@@ -105,8 +105,9 @@ def _tell(**facts: object) -> None:
 
 def _build(folder: Path, series: int, bars: int) -> None:
     """Fill memory-mapped arrays block by block, so that the bars are never in private memory all at once, and save them as a panel."""
-    begin_s, peak = time.perf_counter(), _PeakUss()
-    with tempfile.TemporaryDirectory(dir=folder.parent.mkdir(parents=True, exist_ok=True) or folder.parent) as raw, peak:
+    begin_s, peak = time.perf_counter(), _Peak()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as raw, peak:
         shapes = {"features": ("<f4", (series * bars, 6)), "stamps": ("u1", (series * bars, 5)), "times": ("<i8", (series * bars,))}
         arrays = {name: np.lib.format.open_memmap(Path(raw) / f"{name}.npy", "w+", dtype, shape) for name, (dtype, shape) in shapes.items()}
         for first in range(0, series, _BLOCK):
@@ -125,18 +126,18 @@ def _build(folder: Path, series: int, bars: int) -> None:
             "bars made s": round(filled_s, 1),
             "Panel.build s": round(checked_s - filled_s, 1),
             "save s": round(total_s - checked_s, 1),
-            "peak USS MB": round(peak.added_mb),
+            "largest anonymous memory MB": round(peak.added_mb),
             "on disk GB": round(size_gb, 2),
         }
     )
 
 
-class _PeakUss:
-    """Samples this process's USS in a thread; `added_mb` is the largest one over that at the start."""
+class _Peak:
+    """Samples this process's anonymous memory in a thread; `added_mb` is the largest over that at the start. Linux only, else 0."""
 
     def __init__(self) -> None:
-        self.process, self.ended = psutil.Process(), threading.Event()
-        self.start = self.most = self.process.memory_full_info().uss
+        self.ended = threading.Event()
+        self.start = self.most = _anonymous_bytes()
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
     @property
@@ -144,16 +145,23 @@ class _PeakUss:
         return (self.most - self.start) / 1e6
 
     def _watch(self) -> None:
-        while not self.ended.wait(0.1):
-            self.most = max(self.most, self.process.memory_full_info().uss)
+        while not self.ended.wait(0.05):
+            self.most = max(self.most, _anonymous_bytes())
 
-    def __enter__(self) -> _PeakUss:
+    def __enter__(self) -> _Peak:
         self.thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.ended.set()
         self.thread.join()
+
+
+def _anonymous_bytes() -> int:
+    """Memory that is not a file's: what would need swap."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
 
 
 def _train(folder: Path, steps: int) -> None:

@@ -1,4 +1,4 @@
-"""One gloo rank of the peer's CSV training loop on the CPU: the model is wrapped for DDP and then called around it. See `benchmarks.ranks`."""
+"""One gloo rank of the peer's CSV training loop on the CPU: the model is wrapped for DDP and then called around it (`benchmarks.ranks`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The peer's predictor training step, as its trainers write it: encode, forward, loss, backward, clip, AdamW. Runs in the child of `benchmarks.peer`."""
+"""The peer's predictor training step, as its trainers have it: encode, forward, loss, backward, clip, AdamW. Runs in a child process."""
 
 from __future__ import annotations
 

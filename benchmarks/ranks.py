@@ -1,6 +1,6 @@
 """Two gloo ranks against one process with accumulation 2: the same micro-batches, dropout on, 20 steps; largest difference of any weight.
 
-The predictor in fp32, the tokenizer in float64 (its codebook entropy is a batch statistic; in fp32 one flipped bit would be a step of its own).
+The predictor in fp32, the tokenizer in float64 (its codebook entropy is a batch statistic; in fp32 a bit may flip).
 The peer: how far its two ranks are apart after 5 steps of what its CSV trainer does (it calls `model.module` under DDP).
 """
 

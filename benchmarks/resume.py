@@ -1,7 +1,7 @@
-"""Training killed with `kill -9` at random moments and resumed each time, against training that was never stopped: are the weights the same bits?
+"""Training killed with `kill -9` at random moments and resumed each time, against training never stopped: are the weights the same bits?
 
-A real process with a run folder trains a predictor, then a tokenizer, and saves after every step, so that many kills fall into a save. The moments are drawn (seeded) over the
-whole run; after each kill every checkpoint found is read in full.
+A real process with run folders trains a predictor, then a tokenizer, and saves after every step, so that many kills fall
+into a save. The moments are drawn (seeded) over the whole run; after each kill every checkpoint found is read in full.
 """
 
 from __future__ import annotations

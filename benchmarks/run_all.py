@@ -15,7 +15,7 @@ from finetune.engine.command import run_command
 from finetune.engine.files import write_text
 from kronos.errors import InputError
 
-from .common import ROOT, parser_for
+from .common import ROOT, as_text, parser_for
 
 NAMES = ("loader", "coverage", "train_step", "ranks", "resume", "panel_memory")
 
@@ -72,15 +72,8 @@ def page(reports: Sequence[dict[str, Any]], command: str) -> str:
     for report in reports:
         facts = ", ".join(f"{key} {value}" for key, value in report["machine"].items())
         lines += ["", f"## {report['name']}", "", f"`{report['command']}`  ", facts, ""]
-        lines += [f"- {key}: {_plain(value)}" for key, value in report["details"].items()]
+        lines += [f"- {key}: {as_text(value)}" for key, value in report["details"].items()]
     return "\n".join(lines) + "\n"
-
-
-def _plain(value: Any) -> str:
-    """Nested facts as text: name value, name value."""
-    if isinstance(value, dict):
-        return ", ".join(f"{k} {{{_plain(v)}}}" if isinstance(v, dict) else f"{k} {v}" for k, v in value.items())
-    return str(value)
 
 
 if __name__ == "__main__":

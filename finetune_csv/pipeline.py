@@ -185,6 +185,12 @@ def stages_of(config: CsvConfig, *, skip_tokenizer: bool = False, skip_basemodel
         stages.append("tokenizer")
     if experiment.train_basemodel and not skip_basemodel:
         stages.append("predictor")
+    chosen, trained = config.model_paths.finetuned_tokenizer, config.model_paths.best_model("tokenizer")
+    if len(stages) == 2 and Path(chosen) != trained:
+        raise InputError(
+            f"model_paths.finetuned_tokenizer is {chosen}, but the tokenizer that is trained first goes to {trained} and would not be used; "
+            "leave the key empty, or use --skip-tokenizer"
+        )
     if not stages:
         raise InputError(
             "nothing to train: both stages are switched off (experiment.train_tokenizer, experiment.train_basemodel, --skip-tokenizer, "

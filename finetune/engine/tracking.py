@@ -22,11 +22,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import yaml
 from tqdm import tqdm
 
 from finetune.engine import provenance
 from finetune.engine.comet import CometLog, CometSettings, open_comet
+from finetune.engine.config import to_yaml
 from finetune.engine.curves import draw_curves
 from finetune.engine.errors import InputError, Interrupted
 from finetune.engine.files import (
@@ -99,7 +99,7 @@ class Run:
         else:
             run._remove_former_files()
         public = _without_secrets(jsonable(dict(config)))
-        write_text(folder / "config.yaml", yaml.safe_dump(public, sort_keys=False, allow_unicode=True))
+        write_text(folder / "config.yaml", to_yaml(public))
         run._log_file = LineFile(run._log_path)
         run.status("running")
         if comet is not None:

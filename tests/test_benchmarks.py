@@ -1,0 +1,119 @@
+"""The benchmarks at tiny size, without a peer, in this process: their parts run and print. No time is asserted."""
+
+import json
+import shutil
+
+import pytest
+
+from benchmarks import coverage, loader, panel_memory, peer, ranks, resume, run_all, train_step
+from benchmarks.common import Report, make_panel
+from kronos.errors import InputError
+
+TINY = ["--symbols", "2", "--bars", "300"]
+
+
+def passed(report):
+    return [row.passed for row in report.rows]
+
+
+def test_the_loader_is_timed_at_both_batch_sizes(capsys):
+    report = loader.main([*TINY, "--rounds", "1"])
+    assert len(report.rows) == 2
+    shown = capsys.readouterr().out
+    assert "python -m benchmarks.loader --symbols 2 --bars 300 --rounds 1" in shown and "reach >= 250,000" in shown
+
+
+def test_every_window_of_an_epoch_is_counted_once_at_any_world_size():
+    assert passed(coverage.main([*TINY, "--per-epoch", "90"])) == [True] * 3
+
+
+def test_a_window_taken_twice_would_be_noticed(monkeypatch):
+    monkeypatch.setattr(coverage, "step_micros", lambda *a, real=coverage.step_micros: real(*a) + real(*a)[:1])
+    assert passed(coverage.main([*TINY, "--per-epoch", "90"])) == [False] * 3
+
+
+def test_the_training_step_is_timed_in_its_three_forms(capsys):
+    report = train_step.main(["--batch", "2", "--rounds", "1", "--steps", "1", "--curve-steps", "1", "--encoded", "4"])
+    assert [row.measure.split("tokens, ")[1] for row in report.rows] == ["fp32", "fp32, cached tokens", "bf16, cached tokens"]
+    assert "a tenth of encoding" in capsys.readouterr().out
+
+
+@pytest.fixture
+def ranks_here(monkeypatch):
+    """Two ranks are played by one process with accumulation 2, whose weights both of them are said to have."""
+
+    def run(module, arguments, size, *_):
+        if size == 1:
+            ranks._child(*arguments[1:])
+        else:
+            for rank in range(size):
+                shutil.copy(f"{arguments[-1]}/{arguments[1]}-1-0.safetensors", f"{arguments[-1]}/{arguments[1]}-2-{rank}.safetensors")
+
+    monkeypatch.setattr(ranks, "run_ranks", run)
+
+
+def test_weights_of_ranks_are_compared(ranks_here):
+    report = ranks.main(["--size", "small32", "--batch", "1", "--steps", "2"])
+    assert [row.seen for row in report.rows] == ["0.0e+00", "0.0e+00"]
+    assert all(float(told) > 0 for fact, told in report.details.items() if "change in training" in fact), "something was trained"
+
+
+def test_what_a_killed_run_left_is_read_and_compared(monkeypatch):
+    """The kill is played: the process ends by itself, is said to have been killed, and is resumed."""
+
+    def attempt(folder, args, kill_after_s, tally):
+        resume._child(str(folder), "1", "1")
+        tally.start_s.append(0.1)
+        return kill_after_s is None
+
+    monkeypatch.setattr(resume, "_attempt", attempt)
+    report = resume.main(["--rounds", "1"])
+    assert passed(report) == [True, True]
+    assert report.details["killed in stage"] == {"predictor": 0, "tokenizer": 1}
+
+
+def test_a_damaged_checkpoint_is_counted(tmp_path):
+    resume._child(str(tmp_path), "1", "1")
+    state = next((tmp_path / "tokenizer" / "checkpoints").glob("last-*")) / "training_state.pt"
+    state.write_bytes(state.read_bytes()[:-1])
+    tally = resume._Tally()
+    resume._examine(tmp_path, tally)
+    assert len(tally.unreadable) == 1
+
+
+def test_memory_is_told_at_every_stage_up_to_the_first_batch(monkeypatch, tmp_path):
+    told = []
+    monkeypatch.setattr(panel_memory, "_tell", lambda **facts: told.append(facts))
+
+    def in_this_process(what, folder, args, count):
+        panel_memory._child(what, str(folder), str(args.series), str(args.bars), str(args.steps))
+        return told[-1:] * count
+
+    monkeypatch.setattr(panel_memory, "_in_child", in_this_process)
+    report = panel_memory.main(["--series", "3", "--bars", "900", "--steps", "1", "--folder", str(tmp_path)])
+    assert {"Panel.open", "make_splits", "before the first batch", "after 1 steps"} <= report.details["one process"].keys()
+    assert "built" in report.details and "built" not in panel_memory.main(["--series", "3", "--bars", "900", "--folder", str(tmp_path)]).details
+
+
+def test_the_page_holds_every_row_and_the_command_of_each_benchmark(tmp_path):
+    report = coverage.main([*TINY, "--per-epoch", "90", "--out", str(tmp_path / "coverage.json")])
+    saved = json.loads((tmp_path / "coverage.json").read_text())
+    text = run_all.page([saved], "python -m benchmarks.run_all")
+    assert all(row.measure in text for row in report.rows) and report.command in text and report.machine["cpu"] in text
+
+
+def test_bars_are_valid_and_stamped_by_the_calendar():
+    panel = make_panel(2, 12 * 24 * 40)
+    open_, high, low, close = panel.features[:, :4].T
+    assert (low <= open_).all() and (close <= high).all() and (low > 0).all()
+    assert panel.stamps[12 * 24 * 31 + 13].tolist() == [5, 1, 5, 1, 2], "Saturday 1 February 2020, 01:05"
+
+
+def test_a_peer_that_is_not_a_checkout_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no model/kronos\.py"):
+        peer.Peer(tmp_path, "peer_step")
+
+
+def test_a_report_without_rows_still_shows(capsys):
+    Report("empty", "python -m benchmarks.empty", {"cpu": "none"}, details={"nested": {"a": {"b": 1}}}).show()
+    assert "nested: a (b 1)" in capsys.readouterr().out
