@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
     parser.add_argument("--bars", type=int, default=4000, help="bars per series (default: 4000)")
     parser.add_argument("--folder", type=Path, help="make or reuse the panel there (default: a temporary folder, removed at the end)")
     parser.add_argument("--steps", type=int, default=20, help="batches trained on after the first measurement (default: 20)")
+    parser.add_argument("--batch", type=int, default=512, help="windows per batch (default: 512)")
     args, report = begin(NAME, parser, argv)
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or Path(temporary)) / f"panel-{args.series}x{args.bars}"
@@ -68,7 +69,18 @@ def _measure(args: argparse.Namespace, report: Report, folder: Path) -> None:
 
 def _in_child(what: str, folder: Path, args: argparse.Namespace, count: int) -> list[dict]:
     """Run this module as fresh processes, at once; each measures itself when all are at the same point. Returns their answers."""
-    command = [sys.executable, "-m", f"benchmarks.{NAME}", "--child", what, str(folder), str(args.series), str(args.bars), str(args.steps)]
+    command = [
+        sys.executable,
+        "-m",
+        f"benchmarks.{NAME}",
+        "--child",
+        what,
+        str(folder),
+        str(args.series),
+        str(args.bars),
+        str(args.steps),
+        str(args.batch),
+    ]
     children = [subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)]
     answers: list[dict] = [{} for _ in children]
     while not all(child.poll() is not None for child in children):
@@ -90,11 +102,11 @@ def _in_child(what: str, folder: Path, args: argparse.Namespace, count: int) -> 
 # ---------------------------------------------------------------------- in the child
 
 
-def _child(what: str, folder: str, series: str, bars: str, steps: str) -> None:
+def _child(what: str, folder: str, series: str, bars: str, steps: str, batch: str) -> None:
     if what == "build":
         _build(Path(folder), int(series), int(bars))
     else:
-        _train(Path(folder), int(steps))
+        _train(Path(folder), int(steps), int(batch))
 
 
 def _tell(**facts: object) -> None:
@@ -164,7 +176,7 @@ def _anonymous_bytes() -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
 
 
-def _train(folder: Path, steps: int) -> None:
+def _train(folder: Path, steps: int, batch: int) -> None:
     """Open, split, fit; measure after the imports, at each stage up to the first batch, and after `steps` steps."""
     import torch
 
@@ -188,7 +200,7 @@ def _train(folder: Path, steps: int) -> None:
     split = here.added()
     before: dict = {}
     watch = AtFirstBatch(splits.train, lambda: before.update(here.added()))
-    settings = FitSettings(epochs=1, batch_size=512, n_train_iter=512 * steps, n_val_iter=512, num_workers=0)
+    settings = FitSettings(epochs=1, batch_size=batch, n_train_iter=batch * steps, n_val_iter=batch, num_workers=0)
     fit(task, splits._replace(train=watch), settings)
     after = here.added()
     _tell(

@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
     parser = parser_for(NAME, __doc__)
     parser.add_argument("--rounds", type=int, default=10, help="kills (default: 10)")
     parser.add_argument("--epochs", type=int, default=4, help="epochs of each stage (default: 4)")
+    parser.add_argument("--bars", type=int, default=200, help="bars of each of the 4 symbols (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     args, report = begin(NAME, parser, argv)
     with tempfile.TemporaryDirectory() as temporary:
@@ -107,7 +108,7 @@ def _attempt(folder: Path, args: argparse.Namespace, kill_after_s: float | None,
     """Start (or resume) the training process; kill it so many seconds after its first batch. Returns whether it ended by itself."""
     begin_s = time.perf_counter()
     child = subprocess.Popen(
-        [sys.executable, "-m", f"benchmarks.{NAME}", "--child", str(folder), str(args.epochs), str(args.threads)],
+        [sys.executable, "-m", f"benchmarks.{NAME}", "--child", str(folder), str(args.epochs), str(args.bars), str(args.threads)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -163,11 +164,11 @@ def _same(one: Path, other: Path) -> bool:
 # ---------------------------------------------------------------------- in the child
 
 
-def _child(folder: str, epochs: str, threads: str) -> None:
+def _child(folder: str, epochs: str, bars: str, threads: str) -> None:
     """Both stages, from wherever their checkpoints say."""
     torch.set_num_threads(int(threads))
     import_module("torch.utils.tensorboard")  # a second or more that every attempt would otherwise spend in the middle of its training
-    splits = make_splits(make_panel(4, 200), 24, 8, (0.8, 0.2, 0.0), say=lambda _: None)
+    splits = make_splits(make_panel(4, int(bars)), 24, 8, (0.8, 0.2, 0.0), say=lambda _: None)
     splits = splits._replace(train=AtFirstBatch(splits.train, lambda: print(READY, flush=True)))
     for stage in STAGES:
         settings = FitSettings(

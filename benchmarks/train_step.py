@@ -63,7 +63,8 @@ def _windows(args: argparse.Namespace, folder: Path) -> Splits:
     """Enough windows for every step, and the models and batches that the peer reads."""
     torch.manual_seed(0)
     steps = max(args.curve_steps, args.steps, 8)
-    windows = make_splits(make_panel(8, LENGTH + args.batch * steps // 4), LOOKBACK, HORIZON, (0.8, 0.2, 0.0))
+    bars = (LENGTH + args.batch * steps // 8 + 2) * 5 // 4 + 8  # of 8 symbols, 4 in 5 bars to train on
+    windows = make_splits(make_panel(8, bars), LOOKBACK, HORIZON, (0.8, 0.2, 0.0))
     save_module(Kronos(**predictor_arguments(args.size)), folder / "predictor")
     save_module(KronosTokenizer(**tokenizer_arguments("base")), folder / "tokenizer")
     batches = [windows.train.gather(_indices(windows.train, args, step)) for step in range(args.curve_steps)]

@@ -22,7 +22,6 @@ from finetune.engine.signals import StopRequest
 from finetune.engine.splits import make_splits
 from finetune.engine.stages import Place, Stage, check_vocabulary, finished, train_predictor, train_tokenizer
 from finetune.engine.windows import Splits
-from finetune.evaluation.preview import draw_preview
 from finetune_csv.config import CsvConfig
 from kronos import Kronos, KronosTokenizer, load_predictor, load_tokenizer, read_arguments
 
@@ -107,6 +106,8 @@ def draw_forecast(job: Job) -> Path | None:
     best = config.model_paths.best_model("predictor")
     if not (config.forecast.enabled and job.world.is_main and is_complete(best)):
         return None
+    from finetune.evaluation.preview import draw_preview  # matplotlib takes a second to import, and only rank 0 draws
+
     predictor, tokenizer = load_predictor(str(best)), load_tokenizer(_tokenizer_for_predictor(job))
     path = Path(config.model_paths.base_save_path, "forecast.png")
     draw_preview(
@@ -188,7 +189,7 @@ def stages_of(config: CsvConfig, *, skip_tokenizer: bool = False, skip_basemodel
     chosen, trained = config.model_paths.finetuned_tokenizer, config.model_paths.best_model("tokenizer")
     if len(stages) == 2 and Path(chosen) != trained:
         raise InputError(
-            f"model_paths.finetuned_tokenizer is {chosen}, but the tokenizer that is trained first goes to {trained} and would not be used; "
+            f"model_paths.finetuned_tokenizer is {chosen}, but the tokenizer that is trained first goes to {trained} and is not used; "
             "leave the key empty, or use --skip-tokenizer"
         )
     if not stages:

@@ -3,12 +3,10 @@
 Only safetensors is read or written: no pickle is ever loaded.
 """
 
-import errno
 import hashlib
 import json
-import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,43 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kronos.errors import InputError, MissingFileError
+from kronos.files import atomic_path
 from kronos.hub import find_folder
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 _MAX_HEADER = 8 << 20  # bytes; the largest published model needs 30 KB
 _NAMED = 3  # how many wrong tensors a message names
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to disk, then put it in place: `path` is never half-written.
-
-    Raises InputError for a full disk, a missing permission or a read-only place; what was at `path` before survives.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except (OSError, SafetensorError) as error:
-        if path.parent.is_dir():
-            temporary.unlink(missing_ok=True)
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        fix = "free some space" if full else "check free space and permission to write there"
-        raise InputError(f"cannot write {path} ({error}): {fix}, or choose another folder; an earlier file there is untouched") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # elsewhere a folder cannot be opened, and renames are durable
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def save_module(module: nn.Module, folder: str | Path) -> Path:
@@ -64,14 +32,11 @@ def save_module(module: nn.Module, folder: str | Path) -> Path:
     """
     folder = Path(folder)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    text = json.dumps(module.config, indent=2, sort_keys=True)
-    write_atomically(folder / WEIGHTS_FILE, lambda temporary: save_file(state, temporary, metadata={"format": "pt"}))
-    write_atomically(folder / CONFIG_FILE, lambda temporary: _write_text(temporary, text))
+    with atomic_path(folder / WEIGHTS_FILE) as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})
+    with atomic_path(folder / CONFIG_FILE) as temporary:
+        temporary.write_text(json.dumps(module.config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return folder
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text + "\n", encoding="utf-8")
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -62,7 +62,7 @@ def test_what_a_killed_run_left_is_read_and_compared(monkeypatch):
     """The kill is played: the process ends by itself, is said to have been killed, and is resumed."""
 
     def attempt(folder, args, kill_after_s, tally):
-        resume._child(str(folder), "1", "1")
+        resume._child(str(folder), "1", "60", "1")
         tally.start_s.append(0.1)
         return kill_after_s is None
 
@@ -73,7 +73,7 @@ def test_what_a_killed_run_left_is_read_and_compared(monkeypatch):
 
 
 def test_a_damaged_checkpoint_is_counted(tmp_path):
-    resume._child(str(tmp_path), "1", "1")
+    resume._child(str(tmp_path), "1", "60", "1")
     state = next((tmp_path / "tokenizer" / "checkpoints").glob("last-*")) / "training_state.pt"
     state.write_bytes(state.read_bytes()[:-1])
     tally = resume._Tally()
@@ -86,13 +86,14 @@ def test_memory_is_told_at_every_stage_up_to_the_first_batch(monkeypatch, tmp_pa
     monkeypatch.setattr(panel_memory, "_tell", lambda **facts: told.append(facts))
 
     def in_this_process(what, folder, args, count):
-        panel_memory._child(what, str(folder), str(args.series), str(args.bars), str(args.steps))
+        panel_memory._child(what, str(folder), str(args.series), str(args.bars), str(args.steps), str(args.batch))
         return told[-1:] * count
 
     monkeypatch.setattr(panel_memory, "_in_child", in_this_process)
-    report = panel_memory.main(["--series", "3", "--bars", "900", "--steps", "1", "--folder", str(tmp_path)])
+    given = ["--series", "3", "--bars", "900", "--steps", "1", "--batch", "4", "--folder", str(tmp_path)]
+    report = panel_memory.main(given)
     assert {"Panel.open", "make_splits", "before the first batch", "after 1 steps"} <= report.details["one process"].keys()
-    assert "built" in report.details and "built" not in panel_memory.main(["--series", "3", "--bars", "900", "--folder", str(tmp_path)]).details
+    assert "built" in report.details and "built" not in panel_memory.main(given).details, "the second time it is reused"
 
 
 def test_the_page_holds_every_row_and_the_command_of_each_benchmark(tmp_path):

@@ -1,6 +1,5 @@
 """Model folders: what is written can be read, by us and by the hub library; what is damaged is refused with one helpful message."""
 
-import errno
 import json
 import os
 import resource
@@ -16,7 +15,6 @@ from safetensors.torch import load_file, save_file
 
 from kronos import InputError, Kronos, KronosTokenizer, MissingFileError, fingerprint, hub, load_predictor, load_tokenizer, save_module
 from kronos.published import PublishedModule
-from kronos.weights import write_atomically
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -228,19 +226,6 @@ def test_when_the_disk_fills_while_saving_the_previous_weights_survive_and_nothi
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (folder / "model.safetensors").read_bytes() == before
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
-
-
-def test_a_half_written_file_never_takes_the_place_of_the_old_one(tmp_path):
-    (tmp_path / "a.json").write_text("old")
-
-    def half(path: Path) -> None:
-        path.write_text("ne")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with pytest.raises(InputError, match="free some space"):
-        write_atomically(tmp_path / "a.json", half)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
-    assert (tmp_path / "a.json").read_text() == "old"
 
 
 def test_a_killed_save_leaves_the_previous_weights_in_place(folder, monkeypatch):

@@ -6,7 +6,7 @@ import difflib
 import re
 import zoneinfo
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from pydantic import ValidationInfo, field_validator
@@ -325,6 +325,31 @@ class ForecastSection(Section):
     top_p: float = key(0.9, "sample from the likeliest tokens that together have this probability", gt=0, le=1)
     top_k: int = key(0, "sample from this many likeliest tokens; 0: all", ge=0)
     symbol: str = key("", "which series to draw; empty: the first with enough validation or test bars", max_length=200)
+
+
+Baseline = Literal["persistence", "drift", "seasonal_naive", "volatility_20", "volatility_60", "ar"]
+
+
+class EvaluationSection(Section):
+    """How good the forecasts are: rolling origins over a held-out split, beside baselines (`python -m finetune.evaluation`)."""
+
+    enabled: bool = key(False, "evaluate when training is done")
+    split: Literal["auto", "test", "val"] = key(
+        "auto", "bars to score: test, or the later half of val, on which the model was chosen too; auto: test where there is one"
+    )
+    stride: int = key(1, "bars between two forecast origins", ge=1, le=1_000_000)
+    max_origins: int = key(100, "origins at most, spread evenly over the split; each is a moment at which all series are forecast", ge=10)
+    max_series: int = key(0, "series at most, drawn by the seed; 0: all", ge=0)
+    samples: int = key(
+        100, "sample paths of each forecast, the model's and the baselines'; fewer than 100 make bands too narrow", ge=2, le=10_000
+    )
+    T: float = key(1.0, "temperature of the sampling", gt=0, le=100)
+    top_p: float = key(1.0, "sample from the likeliest tokens that together have this probability; below 1 bands get narrower", gt=0, le=1)
+    seed: int = key(0, "seed of paths, of the series drawn, and of the intervals", ge=0, le=2**63 - 1)
+    baselines: list[Baseline] = key(
+        list(get_args(Baseline)), "what the model is compared with; the best on the bars before decides", min_length=1
+    )
+    calibrate: bool = key(True, "also score the bands after adaptive conformal calibration")
 
 
 def safe_name(value: str) -> str:

@@ -27,7 +27,6 @@ from tqdm import tqdm
 from finetune.engine import provenance
 from finetune.engine.comet import CometLog, CometSettings, open_comet
 from finetune.engine.config import to_yaml
-from finetune.engine.curves import draw_curves
 from finetune.engine.errors import InputError, Interrupted
 from finetune.engine.files import (
     LineFile,
@@ -160,6 +159,8 @@ class Run:
     def finish(self, summary: Mapping[str, Any], state: str = "done", **fields: Any) -> None:
         """Draws curves.png, writes summary.json and the final status, and closes everything. `fields` go into status.json."""
         if self.is_main:
+            from finetune.engine.curves import draw_curves  # matplotlib takes a second to import, on every rank, and only this needs it
+
             self._close_metrics()
             draw_curves(self.folder / "curves.png", {self.name: self._metrics_path})
             facts = {"name": self.name, "state": state, **summary, "versions": provenance.versions(), "git": provenance.git_state()}
