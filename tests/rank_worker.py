@@ -7,6 +7,7 @@ import tiny
 import torch
 
 from finetune.engine.distributed import World, world
+from finetune.engine.errors import Interrupted
 from finetune.engine.signals import StopRequest
 from finetune.engine.tokens import with_cached_tokens
 from finetune.engine.tracking import Run
@@ -56,6 +57,21 @@ def cached(here: World, out: Path) -> dict:
     return weights
 
 
+def moved(here: World, out: Path) -> dict:
+    """A run begun on one rank with accumulation 2, stopped, and continued on as many ranks as there are here."""
+    folder = out / f"moved-{here.size}"
+    for stop, ranks in ((tiny.StopAfter(5), World()), (StopRequest(), here)):
+        if ranks is not here and not here.is_main:
+            continue
+        task = tiny.predictor_task()
+        run = Run.create(folder, config={}, is_main=here.is_main, resume=ranks is here, name="test")
+        try:
+            fit(task, tiny.windows(), tiny.settings(accumulation_steps=2 // ranks.size), run, world=ranks, stop=stop, resume=ranks is here)
+        except Interrupted:
+            here.barrier()  # the other rank waits below until the checkpoint is there
+    return tiny.weights(task.trained())
+
+
 def main(what: str, out: Path) -> None:
     torch.set_num_threads(1)
     with world(timeout_s=60) as here:
@@ -65,6 +81,10 @@ def main(what: str, out: Path) -> None:
             result = equality(here, tiny.tokenizer_task().double())
         elif what == "remainder":
             result = remainder(here)
+        elif what == "moved":
+            if not here.is_main:
+                here.barrier()
+            result = moved(here, out)
         elif what == "stopped":
             result = stopped(here, out)
         else:

@@ -21,6 +21,12 @@ def test_two_ranks_equal_one_process_with_accumulation_two(tmp_path, what, toler
         torch.testing.assert_close(first[name], one[name], rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def test_a_run_begun_on_one_rank_continues_on_two_to_the_same_weights(tmp_path):
+    one, two = results("moved", tmp_path, 1)[0], results("moved", tmp_path, 2)[0]
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-6)
+
+
 def test_a_signal_to_one_rank_stops_all_at_the_same_step_and_saves(tmp_path):
     first, second = results("stopped", tmp_path, 2)
     assert first["kind"] == second["kind"] == "Interrupted"

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from finetune.data.frames import wall_clock
 from finetune.data.panel import Panel
@@ -159,7 +160,7 @@ class Autoregression(Baseline):
     def steps(self, origins: Origins, index: np.ndarray, past: History, samples: int) -> np.ndarray:
         drawn = self.uniforms(origins, index, samples, origins.horizon)
         steps = np.empty_like(drawn)
-        scale = ewma_volatility(past.returns, past.mask)[:, -1]
+        scale = ewma_volatility(np.where(past.mask, past.returns, np.nan))[:, -1]
         for number in np.unique(origins.series[index]):
             of_series = origins.series[index] == number
             fit = self.fits[int(number)]
@@ -188,16 +189,13 @@ def _simulate(fit: ArFit, past: np.ndarray, shocks: np.ndarray) -> np.ndarray:
     return line[:, :, lags:]
 
 
-def ewma_volatility(returns: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-    """Root of the exponentially weighted mean of squared returns up to each place, [..., L] → [..., L] (RiskMetrics 1996, decay 0.94)."""
-    known = np.ones(returns.shape, bool) if mask is None else mask
-    squares, weights = np.zeros(returns.shape[:-1]), np.zeros(returns.shape[:-1])
-    out = np.empty(returns.shape)
-    for at in range(returns.shape[-1]):
-        squares = _DECAY * squares + np.where(known[..., at], np.square(returns[..., at]), 0.0)
-        weights = _DECAY * weights + known[..., at]
-        out[..., at] = np.sqrt(squares / np.maximum(weights, 1e-300))
-    return out
+def ewma_volatility(returns: np.ndarray) -> np.ndarray:
+    """Root of the exponentially weighted mean of squared returns up to each place, [..., L] → [..., L] (RiskMetrics 1996, decay 0.94).
+
+    Leading NaN are passed over.
+    """
+    squares = pd.DataFrame(np.square(returns.reshape(-1, returns.shape[-1])).T)
+    return np.sqrt(squares.ewm(alpha=1 - _DECAY).mean().to_numpy().T).reshape(returns.shape)
 
 
 def fit_autoregressions(origins: Origins) -> dict[int, ArFit]:
@@ -232,7 +230,7 @@ def _fit_one(panel: Panel, series: int, last: int) -> ArFit:
 
 
 def season_length(panel: Panel, series: int, last: int) -> int:
-    """Bars of a season, from the times of the series up to row `last`: those of a trading day, or, for daily bars, of a week; 0: neither."""
+    """Bars of a season, from the times of a series up to row `last`: of a trading day, or, for daily bars, of a week; 0: neither."""
     first = max(int(panel.offsets[series]), last - 5_000)
     clock = wall_clock(panel, first, last + 1)
     per_day = np.unique(clock.normalize(), return_counts=True)[1]

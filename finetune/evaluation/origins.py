@@ -143,7 +143,9 @@ def choose_origins(splits: Splits, settings: OriginSettings, say: Callable[[str]
     if wanted == "auto":
         wanted = "test" if len(splits.test) else "val"
         if wanted == "val":
-            say("evaluation: there is no test split (data.test_ratio is 0); scoring the later half of val, on which the model was chosen too")
+            say(
+                "evaluation: there is no test split (data.test_ratio is 0); scoring the later half of val, on which the model was chosen too"
+            )
     if wanted == "test" and not len(splits.test):
         raise InputError("evaluation: the test split has no window; set data.test_ratio (e.g. 0.1, and lower train_ratio), or --split val")
     how = dict(stride=settings.stride, max_series=settings.max_series, seed=settings.seed)

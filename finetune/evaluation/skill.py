@@ -1,0 +1,94 @@
+"""Is the model better than a baseline, and how sure is that: skill with intervals from blocks of moments, and one plain sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from finetune.engine.randomness import numpy_generator
+from finetune.evaluation.origins import Origins
+
+_RESAMPLES = 2000
+_SKILL_SEED = 11  # so that resampling does not share the paths' random numbers
+
+
+@dataclass(frozen=True)
+class Skill:
+    """1 - score / baseline's score (1: perfect, 0: no better, below: worse), with a 95 % interval; overall and by step."""
+
+    overall: float
+    low: float
+    high: float
+    by_step: list[float]
+    low_by_step: list[float]
+    high_by_step: list[float]
+
+    @property
+    def verdict(self) -> str:
+        """What the interval allows to say."""
+        if self.low > 0:
+            return "better than"
+        return "worse than" if self.high < 0 else "indistinguishable from"
+
+    def table(self) -> dict[str, Any]:
+        return {**asdict(self), "verdict": self.verdict}
+
+
+class Resampler:
+    """Circular block bootstrap (Politis and Romano 1992) over moments: a block is `block` successive moments with all their series.
+
+    The same draws serve every score, so that differences are paired.
+    """
+
+    def __init__(self, origins: Origins, keep: np.ndarray, seed: int, resamples: int = _RESAMPLES):
+        part = origins.chosen(keep)
+        self.moment, self.block = part.moment, part.block
+        moments = len(part.moments)
+        generator = numpy_generator(seed, _SKILL_SEED)
+        blocks = -(-moments // self.block)
+        starts = generator.integers(0, moments, (resamples, blocks))
+        drawn = (starts[:, :, None] + np.arange(self.block)).reshape(resamples, -1)[:, :moments] % moments
+        flat = drawn + moments * np.arange(resamples)[:, None]
+        counts = np.bincount(flat.ravel(), minlength=resamples * moments).reshape(resamples, moments)
+        self.weights = np.concatenate([np.ones((1, moments)), counts])  # [1 + resamples, D]; first the sample itself
+
+    def means(self, values: np.ndarray) -> np.ndarray:
+        """values [O, ...] of the kept origins → their mean over the sample itself and over each resample, [1 + resamples, ...]."""
+        flat = values.reshape(len(values), -1)
+        sums = np.zeros((self.weights.shape[1], flat.shape[1]))
+        np.add.at(sums, self.moment, flat)
+        sizes = np.bincount(self.moment, minlength=self.weights.shape[1])
+        return ((self.weights @ sums) / (self.weights @ sizes)[:, None]).reshape(-1, *values.shape[1:])
+
+    def interval(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean of [O, ...] with the ends of its 95 % percentile interval."""
+        means = self.means(values)
+        low, high = np.quantile(means[1:], (0.025, 0.975), axis=0)
+        return means[0], low, high
+
+
+def skill(model: np.ndarray, baseline: np.ndarray, resampler: Resampler) -> Skill:
+    """model, baseline: scores [O, H] of the kept origins, lower is better, both not below 0 (a baseline's of 0 gives NaN)."""
+    means = [resampler.means(np.column_stack([scores.mean(1), scores])) for scores in (model, baseline)]  # [1 + R, 1 + H]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(means[1] > 0, 1 - means[0] / means[1], np.nan)
+    low, high = np.quantile(ratio[1:], (0.025, 0.975), axis=0)
+    value = ratio[0]
+    steps = [part[1:].tolist() for part in (value, low, high)]
+    return Skill(float(value[0]), float(low[0]), float(high[0]), *steps)
+
+
+def best_of(scores: Mapping[str, np.ndarray], keep: np.ndarray) -> str:
+    """The method whose score [O, H], lower is better, has the lowest mean over the origins of a mask: the earlier ones, never the scored."""
+    return min(scores, key=lambda name: float(scores[name][keep].mean()))
+
+
+def sentence(title: str, found: Skill, baseline: str, score: str, where: str) -> str:
+    """The verdict in words, e.g. "demo is worse than volatility of the last 60 bars by CRPS: skill -3.1 % (95 % interval -4.0 to -2.2 %)"."""
+    return (
+        f"{title} is {found.verdict} {baseline}: {score} skill {found.overall:+.1%} "
+        f"(95 % interval {found.low:+.1%} to {found.high:+.1%}) {where}"
+    )
