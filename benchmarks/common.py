@@ -23,6 +23,7 @@ from finetune.engine.windows import Source
 ROOT = Path(__file__).resolve().parent.parent  # the repository: children are started here, so that `python -m benchmarks.x` is found
 LOOKBACK, HORIZON = 90, 10
 LENGTH = LOOKBACK + HORIZON + 1  # rows of a window
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @dataclass
@@ -79,6 +80,12 @@ def parser_for(name: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--out", metavar="FILE", type=Path, help="save the report as JSON")
     parser.add_argument("--threads", type=int, default=1, help="threads of each side (default: 1)")
     return parser
+
+
+def clock_argument(parser: argparse.ArgumentParser) -> None:
+    """--clock, for benchmarks of speed: on a machine shared with others the wall clock counts their work too."""
+    told = "wall time, or this process's own CPU time where others use the machine too (with 1 thread; default: wall)"
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help=told)
 
 
 def begin(name: str, parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, Report]:
@@ -179,11 +186,12 @@ def interleaved(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[s
     return seen
 
 
-def timed(work: Callable[[], object], units: float = 1) -> float:
-    """Seconds per unit of one call."""
-    begin_s = time.perf_counter()
+def timed(work: Callable[[], object], units: float = 1, clock: str = "wall") -> float:
+    """Seconds per unit of one call, on one of the CLOCKS."""
+    now = CLOCKS[clock]
+    begin_s = now()
     work()
-    return (time.perf_counter() - begin_s) / units
+    return (now() - begin_s) / units
 
 
 def spread(values: Sequence[float], scale: float = 1.0, unit: str = "", inverse: bool = False) -> str:

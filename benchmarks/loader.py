@@ -21,7 +21,21 @@ from finetune.engine.settings import FitSettings
 from finetune.engine.splits import make_splits
 from finetune.engine.windows import Source
 
-from .common import HORIZON, LOOKBACK, Report, Row, begin, end, interleaved, make_bars, make_panel, parser_for, spread, timed
+from .common import (
+    HORIZON,
+    LOOKBACK,
+    Report,
+    Row,
+    begin,
+    clock_argument,
+    end,
+    interleaved,
+    make_bars,
+    make_panel,
+    parser_for,
+    spread,
+    timed,
+)
 from .peer import Peer
 
 NAME = "loader"
@@ -35,16 +49,17 @@ def main(argv: Sequence[str] | None = None) -> Report:
     parser.add_argument("--symbols", type=int, default=50, help="series (default: 50)")
     parser.add_argument("--bars", type=int, default=2500, help="bars per series (default: 2500)")
     parser.add_argument("--rounds", type=int, default=15, help="rounds of the interleaved timing (default: 15)")
+    clock_argument(parser)
     args, report = begin(NAME, parser, argv)
     source = make_splits(make_panel(args.symbols, args.bars), LOOKBACK, HORIZON, (0.8, 0.2, 0.0)).train
-    sides = {f"ours, batch {size}": _epoch_of(source, size) for size in (32, 512)}
+    sides = {f"ours, batch {size}": _epoch_of(source, size, args.clock) for size in (32, 512)}
     with tempfile.TemporaryDirectory() as folder:
         seen = _beside_peer(args, sides, Path(folder)) if args.peer else interleaved(sides, args.rounds)
     _report(report, seen)
     return end(report, args)
 
 
-def _epoch_of(source: Source, size: int) -> Callable[[], float]:
+def _epoch_of(source: Source, size: int, clock: str) -> Callable[[], float]:
     """A side of the timing: one whole epoch, as `_train_epoch` walks it. Seconds per window."""
     settings, world = FitSettings(batch_size=size), World()
 
@@ -53,7 +68,7 @@ def _epoch_of(source: Source, size: int) -> Callable[[], float]:
             for micro in step_micros(source, settings, world, 0, first, min(first + size, len(source))):
                 source.gather(micro.index)
 
-    return lambda: timed(epoch, len(source))
+    return lambda: timed(epoch, len(source), clock)
 
 
 def _beside_peer(args: argparse.Namespace, ours: dict[str, Callable[[], float]], folder: Path) -> dict[str, list[float]]:
@@ -65,7 +80,9 @@ def _beside_peer(args: argparse.Namespace, ours: dict[str, Callable[[], float]],
         for kind in ("csv", "qlib"):
             for size in (32, 512):
                 n = max(1, PEER_BATCHES // size)
-                sides[f"peer {kind}, batch {size}"] = lambda kind=kind, size=size, n=n: peer("batches", kind=kind, size=size, n=n)
+                sides[f"peer {kind}, batch {size}"] = lambda kind=kind, size=size, n=n: peer(
+                    "batches", kind=kind, size=size, n=n, clock=args.clock
+                )
         return interleaved(sides, args.rounds)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
+from benchmarks.common import timed
 from benchmarks.peer import serve
 
 NAMES = ("open", "high", "low", "close", "volume", "amount")
@@ -62,14 +62,11 @@ def _qlib(folder: Path, features: np.ndarray, times: np.ndarray, per_epoch: int)
     return dataset.QlibDataset("train")
 
 
-def batches(kind: str, size: int, n: int) -> float:
+def batches(kind: str, size: int, n: int, clock: str) -> float:
     """Seconds per window over `n` batches, in this process (num_workers 0)."""
     loader = iter(DataLoader(_state[kind], batch_size=size, shuffle=True, drop_last=True, num_workers=0))
     next(loader)
-    begin_s = time.perf_counter()
-    for _ in range(n):
-        next(loader)
-    return (time.perf_counter() - begin_s) / (n * size)
+    return timed(lambda: [next(loader) for _ in range(n)], n * size, clock)
 
 
 def epoch(world: int, workers: int, size: int) -> dict[str, int]:

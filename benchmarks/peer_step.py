@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
 import torch
 from model.kronos import Kronos, KronosTokenizer  # the peer's
 
+from benchmarks.common import timed
 from benchmarks.peer import serve
 
 _state: dict[str, Any] = {}
@@ -48,13 +48,10 @@ def curve() -> list[float]:
     return [_step(x, stamps, True) for x, stamps in _state["batches"]]
 
 
-def steps(n: int) -> float:
+def steps(n: int, clock: str) -> float:
     """Seconds per step over `n` steps on batches that lie ready (the loader is not counted against the peer)."""
     batches = _state["batches"]
-    begin_s = time.perf_counter()
-    for i in range(n):
-        _step(*batches[i % len(batches)], False)
-    return (time.perf_counter() - begin_s) / n
+    return timed(lambda: [_step(*batches[i % len(batches)], False) for i in range(n)], n, clock)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ from finetune.engine.command import run_command
 from finetune.engine.files import write_text
 from kronos.errors import InputError
 
-from .common import ROOT, as_text, parser_for
+from .common import ROOT, as_text, clock_argument, parser_for
 
 NAMES = ("loader", "coverage", "train_step", "ranks", "resume", "panel_memory")
+TIMED = ("loader", "train_step")  # these take --clock
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,16 +26,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = parser_for("run_all", __doc__)
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), help="run these alone")
     parser.add_argument("--folder", type=Path, help="where panel_memory makes or reuses its panel (default: a temporary folder)")
+    clock_argument(parser)
     args = parser.parse_args(argv)
     out = args.out or ROOT / "benchmarks" / "results" / f"{time.strftime('%Y-%m-%d')}-cpu.md"
     common = [*(["--peer", str(args.peer.resolve())] if args.peer else []), "--threads", str(args.threads)]
+    own = {"panel_memory": ["--folder", str(args.folder)] if args.folder else [], **{name: ["--clock", args.clock] for name in TIMED}}
     with tempfile.TemporaryDirectory() as folder:
-        reports = [
-            _run(name, [*common, *(["--folder", str(args.folder)] if args.folder and name == "panel_memory" else [])], Path(folder))
-            for name in args.only
-        ]
-    flags = " --peer PATH" if args.peer else ""
-    text = page(reports, f"python -m benchmarks.run_all{flags}")
+        reports = [_run(name, [*common, *own.get(name, [])], Path(folder)) for name in args.only]
+    text = page(
+        reports, "python -m benchmarks.run_all" + (" --peer PATH" if args.peer else "") + (" --clock cpu" if args.clock == "cpu" else "")
+    )
     print(text)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, text)

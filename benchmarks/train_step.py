@@ -31,7 +31,7 @@ from finetune.engine.windows import Source, Splits, sample_subset
 from kronos import Kronos, KronosTokenizer, save_module
 from kronos.presets import predictor_arguments, tokenizer_arguments
 
-from .common import HORIZON, LENGTH, LOOKBACK, Report, Row, begin, end, interleaved, make_panel, parser_for, spread, timed
+from .common import HORIZON, LENGTH, LOOKBACK, Report, Row, begin, clock_argument, end, interleaved, make_panel, parser_for, spread, timed
 from .peer import Peer
 
 NAME = "train_step"
@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
     parser.add_argument("--steps", type=int, default=4, help="steps per side and round (default: 4)")
     parser.add_argument("--encoded", type=int, default=512, help="windows encoded per round (default: 512)")
     parser.add_argument("--curve-steps", type=int, default=30, help="steps of the compared loss curves (default: 30)")
+    clock_argument(parser)
     args, report = begin(NAME, parser, argv)
     with tempfile.TemporaryDirectory() as folder:
         windows = _windows(args, Path(folder))
@@ -104,8 +105,9 @@ class _Ours:
         self.number += 1
         return sums[0] / sums[-2]
 
-    def timed(self, steps: int) -> Callable[[], float]:
-        return lambda: timed(lambda: [self.step() for _ in range(steps)], steps)
+    def timed(self, args: argparse.Namespace) -> Callable[[], float]:
+        """A side of the timing: seconds per step over `--steps` steps."""
+        return lambda: timed(lambda: [self.step() for _ in range(args.steps)], args.steps, args.clock)
 
 
 def _time_steps(args: argparse.Namespace, report: Report, windows: Splits, folder: Path) -> None:
@@ -115,15 +117,15 @@ def _time_steps(args: argparse.Namespace, report: Report, windows: Splits, folde
         windows, task.tokenizer, folder / "cache", _settings(args), World(), StopRequest(), mode="on", say=lambda _: None
     )
     sides = {
-        "ours fp32": _Ours(task, windows.train, _settings(args)).timed(args.steps),
-        "ours fp32, cached tokens": _Ours(_task(folder), cached.train, _settings(args)).timed(args.steps),
-        "ours bf16, cached tokens": _Ours(_task(folder), cached.train, _settings(args, amp="bf16")).timed(args.steps),
+        "ours fp32": _Ours(task, windows.train, _settings(args)).timed(args),
+        "ours fp32, cached tokens": _Ours(_task(folder), cached.train, _settings(args)).timed(args),
+        "ours bf16, cached tokens": _Ours(_task(folder), cached.train, _settings(args, amp="bf16")).timed(args),
         "encode": _filling(args, windows, task, folder),
     }
     if args.peer:
         with Peer(args.peer, "peer_step") as peer:
             peer("load", folder=str(folder), threads=args.threads, learning_rate=RATE, dropout=True)
-            seen = interleaved({"peer": lambda: peer("steps", n=args.steps), **sides}, args.rounds)
+            seen = interleaved({"peer": lambda: peer("steps", n=args.steps, clock=args.clock), **sides}, args.rounds)
     else:
         seen = interleaved(sides, args.rounds)
     report.details |= {f"{name}, ms per {args.batch} windows": spread(values, 1e3) for name, values in seen.items()}
@@ -140,7 +142,7 @@ def _filling(args: argparse.Namespace, windows: Splits, task: PredictorTask, fol
         place = folder / f"filled-{next(made)}"
         with_cached_tokens(some, task.tokenizer, place, _settings(args), World(), StopRequest(), mode="on", say=lambda _: None)
 
-    return lambda: timed(fill, count)
+    return lambda: timed(fill, count, args.clock)
 
 
 def _rows(args: argparse.Namespace, report: Report, seen: dict[str, float]) -> None:

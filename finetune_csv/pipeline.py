@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -79,7 +79,8 @@ def run_stage(job: Job, stage: Stage) -> None:
     """Train one stage. The predictor takes the fine-tuned tokenizer, or, if none was trained, the pretrained one."""
     config, training = job.config, job.config.training
     place = _place(config, stage)
-    settings = config.fit_settings(stage, str(job.world.device))
+    pretrained = config.experiment.pre_trained_tokenizer if stage == "tokenizer" else config.experiment.pre_trained_predictor
+    settings = replace(config.fit_settings(stage, str(job.world.device)), score_start=pretrained)  # random weights need no score
     model = job.models[stage]
     if stage == "tokenizer":
         train_tokenizer(model, job.windows, settings, place, world=job.world, stop=job.stop, resume=job.resume)

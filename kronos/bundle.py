@@ -1,10 +1,9 @@
 """A tokenizer and the predictor that reads its tokens, in one folder or one file, with what a forecast needs to know besides.
 
-    X/bundle.json                              format, version, context, clip, fingerprints, versions, what the export measured
-    X/tokenizer/config.json, model.safetensors   the published format: load_tokenizer and the public code read these folders as they are
-    X/predictor/config.json, model.safetensors
-    X/README.md                                the model card, where one was asked for
-    X.pth                                      {"tokenizer": weights, "predictor": weights, "config": bundle.json}; read with weights_only=True
+    X/tokenizer/, X/predictor/   config.json and model.safetensors, the published format: the public code reads these two as they are
+    X/bundle.json                format, version, context, clip, fingerprints, and what the export measured
+    X/README.md                  the model card, where one was asked for
+    X.pth                        {"tokenizer": weights, "predictor": weights, "config": bundle.json}, read with weights_only=True
 
 With int8 the weights lie in model.int8.safetensors, so that nothing mistakes them for float weights.
 
@@ -119,30 +118,31 @@ def load_bundle(path: str | Path) -> Bundle:
         modules = {name: _module_of(path / name, name, manifest) for name in _CLASSES}
     else:
         content = _read_pth(path)
-        manifest = checked_manifest(content.get("config"), path)
+        manifest = _checked(content.get("config"), path)
         modules = {name: _from_state(name, manifest[name], content.get(name), manifest, path) for name in _CLASSES}
     for name, module in modules.items():
         if fingerprint(module) != manifest["fingerprints"].get(name):
-            raise InputError(f"{path}: the {name} is not the one this bundle was made with (its fingerprint differs): export the pair again")
+            raise InputError(f"{path}: the {name} is not the one this bundle was made of (its fingerprint differs): export the pair again")
     return Bundle(modules["tokenizer"], modules["predictor"], manifest["max_context"], manifest["clip"], manifest["quantize"])
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """bundle.json of a bundle folder, checked. Raises InputError naming the file and what is wrong."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise MissingFileError(f"{path} is missing: {folder} is not a bundle; make one with python -m kronos.export")
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What a bundle says about itself: bundle.json of a folder, "config" of a file. Raises InputError naming the file and what is wrong."""
+    if not path.is_dir():
+        return _checked(_read_pth(path).get("config"), path)
+    file = path / MANIFEST
+    if not file.is_file():
+        raise MissingFileError(f"{file} is missing: {path} is not a bundle; make one with python -m kronos.export")
     try:
-        return checked_manifest(json.loads(path.read_text(encoding="utf-8")), path)
+        value = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is not valid JSON ({error}): export the pair again") from error
+        raise InputError(f"{file} is not valid JSON ({error}): export the pair again") from error
     except OSError as error:
-        raise InputError(f"cannot read {path} ({error}): check its permissions") from error
+        raise InputError(f"cannot read {file} ({error}): check its permissions") from error
+    return _checked(value, file)
 
 
-def checked_manifest(value: Any, path: Path) -> dict[str, Any]:
+def _checked(value: Any, path: Path) -> dict[str, Any]:
     """`value` if it is the manifest of a bundle that this version reads; raises InputError otherwise."""
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise InputError(f"{path} is not a Kronos bundle: it lacks format {FORMAT!r}; make one with python -m kronos.export")
@@ -207,17 +207,19 @@ def _from_state(name: str, arguments: Mapping[str, Any], state: Any, manifest: M
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise InputError(f"{path}: {name} is not a dictionary of tensors: export the pair again")
     expected = module.state_dict()
-    problems = [f"{key} is missing" for key in expected if key not in state] + [f"{key} is too many" for key in state if key not in expected]
-    problems += [_problem(key, state[key], like) for key, like in expected.items() if key in state]
+    problems = [_problem(key, state.get(key), expected.get(key)) for key in (expected | state)]
     problems = [problem for problem in problems if problem]
     if problems:
-        raise InputError(f"{path} does not hold this {name}'s weights: {'; '.join(problems[:_NAMED])} ({len(problems)} in all). Export it again")
+        named = "; ".join(problems[:_NAMED])
+        raise InputError(f"{path} does not hold this {name}'s weights: {named} ({len(problems)} in all): export the pair again")
     module.load_state_dict({key: state[key].to(like.dtype, copy=True) for key, like in expected.items()}, assign=True)
     return module.eval()
 
 
-def _problem(key: str, tensor: Tensor, like: Tensor) -> str:
+def _problem(key: str, tensor: Tensor | None, like: Tensor | None) -> str:
     """What is wrong with a tensor, or nothing."""
+    if tensor is None or like is None:
+        return f"{key} is {'missing' if tensor is None else 'not part of it'}"
     if tensor.shape != like.shape:
         return f"{key} is {tuple(tensor.shape)} instead of {tuple(like.shape)}"
     if tensor.dtype != like.dtype:

@@ -2,8 +2,8 @@
 
     y[r, o] = scale[o] * s[r] * sum_i weight[o, i] * round(x[r, i] / s[r]) + bias[o],   s[r] = max_i |x[r, i]| / 127
 
-The sum is exact (int32 on a CPU), so a row gives the same result alone and in a batch. torch.ao.quantization does the same for nn.Linear but is
-deprecated since torch 2.10, and its successor torchao is a package of its own; this needs neither.
+The sum is exact (int32 on a CPU), so a row gives the same result alone and in a batch. torch.ao.quantization does the same for nn.Linear
+but is deprecated in torch 2.13, and its successor torchao is a package of its own; this needs neither.
 
 What is quantised: every linear of the predictor, and the blocks of the tokenizer's decoder. What is not: embeddings and norms, and the
 tokenizer's encoder and head: the encoder's outputs are thresholded at 0, and int8 there turned 1 % of the ids of the demo's bars over,

@@ -5,8 +5,8 @@
     programs/decode_s2.pt2  hidden [B, T, d], coarse ids of the next step [B, 1] -> fine logits [B, T, V2]
     programs/decode.pt2     coarse, fine ids [B, T]                              -> bars [B, T, 6] float32
 
-Batch and length are free, the length up to max_context. Bars are z-scored over the lookback and clipped; bundle.json holds context and clip.
-TorchScript would be the other way, but torch.jit is deprecated in torch 2.13 in favour of this. There is no cache here: every step reads the
+Batch and length are free, the length up to max_context. Bars are z-scored over the lookback and clipped; bundle.json has context and clip.
+TorchScript would be the other way, but torch.jit is deprecated in torch 2.13 in favour of this. There is no cache here: each step reads the
 whole window again, so `load_bundle` is many times faster wherever Python can be had.
 """
 
@@ -89,13 +89,14 @@ def export_programs(bundle: Bundle) -> dict[str, ExportedProgram]:
     batch, length = Dim("batch", min=1), Dim("length", min=1, max=bundle.max_context)
     config = bundle.model.config
     both, ids = {0: batch, 1: length}, torch.zeros(2, _TRACED, dtype=torch.int64)
+    fine = ids.clone()  # a tensor given twice would be traced as one input, and the program would read coarse ids from the fine ones
     bars, hidden = torch.zeros(2, _TRACED, len(COLUMNS)), torch.zeros(2, _TRACED, config["d_model"])
     stamps = torch.zeros(2, _TRACED, 5, dtype=torch.int64)
     traced: dict[str, tuple[nn.Module, tuple[Tensor, ...], tuple[dict[int, Any], ...]]] = {
         "encode": (_Encode(bundle.tokenizer), (bars,), (both,)),
-        "decode_s1": (_CoarseLogits(bundle.model), (ids, ids, stamps), (both, both, both)),
+        "decode_s1": (_CoarseLogits(bundle.model), (ids, fine, stamps), (both, both, both)),
         "decode_s2": (_FineLogits(bundle.model), (hidden, ids[:, :1]), (both, {0: batch})),
-        "decode": (_Decode(bundle.tokenizer), (ids, ids), (both, both)),
+        "decode": (_Decode(bundle.tokenizer), (ids, fine), (both, both)),
     }
     with torch.no_grad():
         return {name: export(module.eval(), example, dynamic_shapes=shapes) for name, (module, example, shapes) in traced.items()}

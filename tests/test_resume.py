@@ -54,6 +54,14 @@ def test_stopped_again_and_again_it_still_ends_with_the_same_bits(tmp_path, undi
     assert epochs == sorted(set(epochs)), "each epoch is in the log once"
 
 
+@pytest.mark.parametrize("looks", [1, 3, 9])
+def test_a_stop_while_the_starting_weights_are_scored_or_later_resumes_to_the_same_bits(tmp_path, looks):
+    whole = train(tmp_path / "whole", score_start=True, schedule="onecycle")
+    with pytest.raises(Interrupted):
+        train(tmp_path / "cut", stop=tiny.StopAfter(looks), score_start=True, schedule="onecycle")
+    assert tiny.same(train(tmp_path / "cut", resume=True, score_start=True, schedule="onecycle"), whole)
+
+
 def test_only_the_newest_complete_checkpoint_counts(tmp_path):
     train(tmp_path)
     folder = tmp_path / "checkpoints"

@@ -119,6 +119,16 @@ def test_the_best_epoch_is_kept_early_stop_ends_and_nan_is_never_best():
     assert result.weights is not None and not tiny.same(result.weights, tiny.weights(task.layer))
 
 
+def test_starting_weights_stay_the_best_until_an_epoch_beats_them():
+    task = Recorder(val_losses=[1.0, 3.0, 2.0, 5.0])
+    start = tiny.weights(task.layer)
+    result = fit(task, tiny.windows(), tiny.settings(score_start=True, val_batch_size=1000))
+    assert (result.best_score, result.best_epoch, result.history[0]["val_loss"]) == (1.0, -1, 1.0)
+    assert tiny.same(result.weights, start)
+    beaten = fit(Recorder(val_losses=[4.0, 3.0, 2.0, 5.0]), tiny.windows(), tiny.settings(score_start=True, val_batch_size=1000))
+    assert (beaten.best_score, beaten.best_epoch) == (2.0, 1)
+
+
 def test_mode_max_prefers_larger_scores():
     result = fit(Recorder(val_losses=[1.0, 3.0, 2.0]), tiny.windows(), tiny.settings(mode="max", val_batch_size=1000))
     assert (result.best_score, result.best_epoch) == (3.0, 1)

@@ -41,10 +41,10 @@ def command_parser(description: str, examples: Sequence[str] = ()) -> argparse.A
     return _Parser(description=description, epilog=epilog, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-def common_arguments(parser: argparse.ArgumentParser, config: str | None = None) -> None:
+def common_arguments(parser: argparse.ArgumentParser, config: str | None = None, *, resume: bool = True) -> None:
     """Adds --config, --set and --resume; `args.config`, `args.overrides` (a list for `load_config`) and `args.resume`.
 
-    config: the file to use without --config; None makes the flag required.
+    config: the file to use without --config; None makes the flag required. resume: False for a command with nothing to resume.
     """
     shown = f" (default: {config})" if config else ""
     parser.add_argument("--config", metavar="FILE", default=config, required=config is None, help=f"YAML configuration{shown}")
@@ -57,7 +57,8 @@ def common_arguments(parser: argparse.ArgumentParser, config: str | None = None)
         default=[],
         help="change keys, e.g. --set training.batch_size=16 data.data_path='[a.csv, b.csv]'; wins over environment variables and the file",
     )
-    parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+    if resume:
+        parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:

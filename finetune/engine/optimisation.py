@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ from .randomness import reseed
 from .settings import FitSettings
 from .task import Outcome, Task
 
+# buffers are constants here (rotary frequencies, powers of two); torch 2.13 renamed the switch that keeps DDP from sending them every step
+_BUFFER_SWITCH = "forward_sync_buffers" if "forward_sync_buffers" in signature(DistributedDataParallel).parameters else "broadcast_buffers"
 _AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -62,7 +65,7 @@ class Stepper:
             trained.compile()
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.tf32
         device_ids = [world.device] if world.device.type == "cuda" else None
-        self.model: nn.Module = DistributedDataParallel(task, device_ids=device_ids, broadcast_buffers=False) if world.size > 1 else task
+        self.model: nn.Module = DistributedDataParallel(task, device_ids=device_ids, **{_BUFFER_SWITCH: False}) if world.size > 1 else task
 
     def step(self, micros: Sequence[tuple[Micro, dict[str, torch.Tensor]]], step: int, rate: float, stop: bool) -> StepResult:
         """Forward and backward over this rank's micro-batches, then one update at learning rate `rate`.

@@ -32,7 +32,9 @@ class WindowSection(Section):
     split: Literal["date", "per_symbol"] = key(
         "date", "date: one cut for all series, so that nothing in training is later than anything in validation; per_symbol: each its own"
     )
-    window_stride: int = key(1, "bars between the starts of two training windows; 1 uses every window", ge=1)
+    window_stride: int = key(
+        1, "bars between the starts of two training windows; 1 uses every window (validation and test always do)", ge=1
+    )
 
     @property
     def ratios(self) -> tuple[float, float, float]:
@@ -77,7 +79,7 @@ class TrainingSection(Section):
 
     schedule: Schedule = key("onecycle", "course of the learning rate")
     warmup_ratio: float = key(0.03, "share of all steps that the learning rate rises over (`pct_start` is the same key)", ge=0, lt=1)
-    div_factor: float = key(10.0, "the first learning rate is the peak divided by this", ge=1)
+    div_factor: float = key(10.0, "onecycle, cosine and linear start at the peak divided by this", ge=1)
     final_div_factor: float = key(1e4, "onecycle ends at the first learning rate divided by this", ge=1)
     min_lr_ratio: float = key(0.0, "cosine, linear and plateau go no lower than this share of the peak", ge=0, le=1)
     plateau_factor: float = key(0.5, "plateau multiplies the learning rate by this", gt=0, lt=1)
@@ -324,7 +326,7 @@ class ForecastSection(Section):
     T: float = key(0.6, "temperature of the sampling", gt=0, le=100)
     top_p: float = key(0.9, "sample from the likeliest tokens that together have this probability", gt=0, le=1)
     top_k: int = key(0, "sample from this many likeliest tokens; 0: all", ge=0)
-    symbol: str = key("", "which series to draw; empty: the first with enough validation or test bars", max_length=200)
+    symbol: str = key("", "which series to draw; empty: the first two that have held-out windows", max_length=200)
 
 
 Baseline = Literal["persistence", "drift", "seasonal_naive", "volatility_20", "volatility_60", "ar"]
@@ -344,7 +346,7 @@ class EvaluationSection(Section):
         100, "sample paths of each forecast, the model's and the baselines'; fewer than 100 make bands too narrow", ge=2, le=10_000
     )
     T: float = key(1.0, "temperature of the sampling", gt=0, le=100)
-    top_p: float = key(1.0, "sample from the likeliest tokens that together have this probability; below 1 bands get narrower", gt=0, le=1)
+    top_p: float = key(0.9, "sample from the likeliest tokens that together have this probability; 1: the whole distribution", gt=0, le=1)
     seed: int = key(0, "seed of paths, of the series drawn, and of the intervals", ge=0, le=2**63 - 1)
     baselines: list[Baseline] = key(
         list(get_args(Baseline)), "what the model is compared with; the best on the bars before decides", min_length=1

@@ -56,6 +56,7 @@ class FitSettings:
 
     monitor: str = "val_loss"
     mode: Literal["min", "max"] = "min"
+    score_start: bool = False  # validate the starting weights first; they stay the best until an epoch beats them
     early_stop_patience: int = 0  # epochs without improvement before stopping; 0 = never
     min_delta: float = 0.0
 

@@ -34,6 +34,7 @@ def make_splits(
     split "date": one cut date for all series, chosen so that `ratios` hold over rows; validation lookahead starts after
     the last training bar, its lookback may reach back into training. "per_symbol": each series is cut at its own ratios
     (training then holds bars later than another series' validation, and `say` warns of it).
+    stride: bars between the starts of two training windows; validation and test use every window.
     Raises InputError if a split with a ratio above 0 has no window.
     """
     if split == "per_symbol":
@@ -53,15 +54,16 @@ def make_splits(
         if origin_runs is not None:
             lo, hi = _intersect(lo + lookback - 1, hi + lookback - 1, *origin_runs)  # origin: the last row of the lookback
             lo, hi = lo - (lookback - 1), hi - (lookback - 1)
+        step = stride if name == "train" else 1
         windows = Windows(
             store,
             name,
             lo,
-            -(-(hi - lo) // stride),
+            -(-(hi - lo) // step),
             lookback=lookback,
             horizon=horizon,
             extra_rows=extra_rows,
-            stride=stride,
+            stride=step,
             normalise=normalise,
             clip=clip,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,23 +69,10 @@ def fit(
         if len(source) == 0:
             raise InputError(f"the {name} split is empty: with no window there is nothing to train on or to choose the best model by")
     try:
-        with StopRequest() if stop is None else _Borrowed(stop) as request:
+        with StopRequest() if stop is None else nullcontext(stop) as request:
             return _Loop(task, windows, settings, run, world, request, max_steps, resume).run()
     except torch.OutOfMemoryError as error:
         raise InputError(_memory_advice(settings, world)) from error
-
-
-class _Borrowed:
-    """A context around a StopRequest that somebody further out has entered and will leave."""
-
-    def __init__(self, stop: StopRequest):
-        self.stop = stop
-
-    def __enter__(self) -> StopRequest:
-        return self.stop
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
 
 class _Loop:
@@ -146,16 +134,44 @@ class _Loop:
             note=self.out and self.out.note,
         )
         try:
+            if s.score_start and state.step == 0 and not state.history:
+                self._score_start()
             while not state.stopped_early and state.epoch < s.epochs and (state.step < self.total_steps or state.window):
                 self.task.on_epoch(state.epoch)
                 self._train_epoch()
                 self._finish_epoch()
         finally:
             self.bar.close()
+        if self.out and state.best is not None and state.best_epoch < 0:
+            self.out.say("no epoch beat the starting weights: best_model holds those; lower the learning rate, or give more bars")
         self.world.barrier()  # rank 0 has saved the best weights before anyone reads them
         return FitResult(
             state.best, state.best_epoch, state.step, state.skipped, state.history, time.perf_counter() - self.begin, self.best_weights
         )
+
+    def _score_start(self) -> None:
+        """Validate the weights as they came: fine-tuning has to beat them, or they are what is kept as the best."""
+        values = self._validate()
+        score = self._monitored(values)
+        self.state.epoch = -1
+        self.state.judge(score, self.settings)
+        self._log("val", {k.removeprefix("val_"): v for k, v in values.items()})
+        self._save_best(score)
+        if self.out:
+            self.out.say(f"before training: {self.settings.monitor} {score:.5f}")
+        self.state.history.append({"epoch": -1, "step": 0, **values})
+        self.state.epoch, self.state.bad_epochs, self.state.plateau_bad = 0, 0, 0  # epochs count from here
+
+    def _best_so_far(self) -> str:
+        state = self.state
+        if state.best is None:
+            return "not finite"
+        return f"best {state.best:.5f} " + (f"in epoch {state.best_epoch + 1}" if state.best_epoch >= 0 else "before training")
+
+    def _monitored(self, values: dict[str, float]) -> float:
+        if self.settings.monitor not in values:
+            raise InputError(f"monitor: '{self.settings.monitor}' is not among the validation metrics {sorted(values)}; name one of them")
+        return values[self.settings.monitor]
 
     def _train_epoch(self) -> None:
         s, state, plan = self.settings, self.state, self.plan
@@ -192,9 +208,7 @@ class _Loop:
         s, state = self.settings, self.state
         self._flush_interval()
         values = self._validate()
-        if s.monitor not in values:
-            raise InputError(f"monitor: '{s.monitor}' is not among the validation metrics {sorted(values)}; name one of them")
-        score = values[s.monitor]
+        score = self._monitored(values)
         improved = state.judge(score, s)
         train_loss = state.loss_sum / state.weight_sum if state.weight_sum else math.nan
         state.history.append({"epoch": state.epoch, "step": state.step, "train_loss": train_loss, **values})
@@ -204,14 +218,8 @@ class _Loop:
         self._keep_epoch(score)
         if self.out:
             self.out.say(
-                f"epoch {state.epoch + 1}/{s.epochs}: train loss {train_loss:.5f}, {s.monitor} {score:.5f}"
-                + (
-                    " (best so far)"
-                    if improved
-                    else f" (best {state.best:.5f} in epoch {state.best_epoch + 1})"
-                    if state.best is not None
-                    else " (not finite)"
-                )
+                f"epoch {state.epoch + 1}/{s.epochs}: train loss {train_loss:.5f}, {s.monitor} {score:.5f} "
+                + ("(best so far)" if improved else f"({self._best_so_far()})")
             )
         state.epoch, state.window, state.loss_sum, state.weight_sum = state.epoch + 1, 0, 0.0, 0.0
         state.stopped_early = bool(s.early_stop_patience) and state.bad_epochs >= s.early_stop_patience

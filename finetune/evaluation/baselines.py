@@ -135,7 +135,7 @@ class Volatility(Baseline):
     def __init__(self, seed: int, bars: int):
         super().__init__(seed)
         self.bars = bars
-        self.name, self.label = f"volatility_{bars}", f"volatility of the last {bars} bars"
+        self.name, self.label = f"volatility_{bars}", f"volatility of {bars} bars (bootstrap)"
 
     def steps(self, origins: Origins, index: np.ndarray, past: History, samples: int) -> np.ndarray:
         recent = past.last(self.bars)
@@ -151,7 +151,7 @@ class Autoregression(Baseline):
     """AR(p) of log returns from statsmodels, fitted to each series before its first origin, p ≤ 10 by BIC; its own standardised residuals
     are drawn and scaled by the exponentially weighted volatility at the origin (filtered historical simulation, Barone-Adesi 1999)."""
 
-    name, label = "ar", "AR(p) with recent volatility (statsmodels)"
+    name, label = "ar", "autoregression (AR with recent volatility)"
 
     def __init__(self, seed: int, fits: dict[int, ArFit]):
         super().__init__(seed)

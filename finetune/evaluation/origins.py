@@ -74,14 +74,16 @@ class Origins:
         """[O, horizon] int64 ns: when each outcome is known."""
         return known_at(self.panel, self.rows[:, None] + np.arange(1, self.horizon + 1))
 
+    @cached_property
+    def overlap(self) -> np.ndarray:
+        """[horizon]: how many moments pass, the origin's own among them, before the outcome of each step is known; 1: none overlaps."""
+        after = np.searchsorted(self.moments, self.realised)  # the first moment that knows it
+        return np.maximum(1, np.quantile(after - self.moment[:, None], 0.5, axis=0, method="higher"))
+
     @property
     def block(self) -> int:
-        """Moments that a resampled block must hold: those that one horizon overlaps, and no fewer than D^(1/3) (Künsch 1989)."""
-        of_scored = np.unique(self.moment[self.scored])
-        times = self.moments[of_scored]
-        after = np.searchsorted(times, self.realised[self.scored, -1])  # moments before the last outcome is known
-        spans = after - np.searchsorted(of_scored, self.moment[self.scored])
-        return int(max(1, np.quantile(spans, 0.95, method="higher"), np.ceil(len(times) ** (1 / 3))))
+        """Moments that a resampled block must hold: those that a horizon overlaps, and no fewer than D^(1/3) (Künsch 1989)."""
+        return int(max(self.overlap[-1], np.ceil(len(self.moments) ** (1 / 3))))
 
     def chosen(self, keep: np.ndarray) -> Origins:
         """Only the origins of a boolean mask [O] or index; moments are numbered anew."""
@@ -143,9 +145,7 @@ def choose_origins(splits: Splits, settings: OriginSettings, say: Callable[[str]
     if wanted == "auto":
         wanted = "test" if len(splits.test) else "val"
         if wanted == "val":
-            say(
-                "evaluation: there is no test split (data.test_ratio is 0); scoring the later half of val, on which the model was chosen too"
-            )
+            say("there is no test split (data.test_ratio is 0): scoring the later half of val, on which the model was chosen too")
     if wanted == "test" and not len(splits.test):
         raise InputError("evaluation: the test split has no window; set data.test_ratio (e.g. 0.1, and lower train_ratio), or --split val")
     how = dict(stride=settings.stride, max_series=settings.max_series, seed=settings.seed)

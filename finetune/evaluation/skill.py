@@ -45,8 +45,8 @@ class Resampler:
 
     def __init__(self, origins: Origins, keep: np.ndarray, seed: int, resamples: int = _RESAMPLES):
         part = origins.chosen(keep)
-        self.moment, self.block = part.moment, part.block
-        moments = len(part.moments)
+        self.moment, self.block, self.overlap = part.moment, part.block, part.overlap
+        moments = self.size = len(part.moments)
         generator = numpy_generator(seed, _SKILL_SEED)
         blocks = -(-moments // self.block)
         starts = generator.integers(0, moments, (resamples, blocks))
@@ -82,13 +82,21 @@ def skill(model: np.ndarray, baseline: np.ndarray, resampler: Resampler) -> Skil
 
 
 def best_of(scores: Mapping[str, np.ndarray], keep: np.ndarray) -> str:
-    """The method whose score [O, H], lower is better, has the lowest mean over the origins of a mask: the earlier ones, never the scored."""
+    """The method with the lowest mean score [O, H] over the origins of a mask: the earlier ones, never those that are scored."""
     return min(scores, key=lambda name: float(scores[name][keep].mean()))
 
 
-def sentence(title: str, found: Skill, baseline: str, score: str, where: str) -> str:
-    """The verdict in words, e.g. "demo is worse than volatility of the last 60 bars by CRPS: skill -3.1 % (95 % interval -4.0 to -2.2 %)"."""
-    return (
-        f"{title} is {found.verdict} {baseline}: {score} skill {found.overall:+.1%} "
-        f"(95 % interval {found.low:+.1%} to {found.high:+.1%}) {where}"
-    )
+def sentence(title: str, found: Skill, baseline: str, score: str) -> str:
+    """The verdict in words, e.g. "demo is worse than persistence: CRPS skill -3.1 % (95 % interval -4.0 to -2.2 %)."."""
+    interval = f"95 % interval {signed(found.low, unit='')} to {signed(found.high)}"
+    return f"{title} is {found.verdict} {baseline}: {score} skill {signed(found.overall)} ({interval})."
+
+
+def percent(share: float, digits: int = 1, *, unit: str = " %") -> str:
+    """0.715 → "71.5 %"; a dash where there is no number."""
+    return f"{100 * share:.{digits}f}{unit}" if np.isfinite(share) else "–"
+
+
+def signed(share: float, digits: int = 1, *, unit: str = " %") -> str:
+    """-0.031 → "-3.1 %"; 0.02 → "+2.0 %"."""
+    return f"{100 * share:+.{digits}f}{unit}" if np.isfinite(share) else "–"
