@@ -14,13 +14,10 @@ import argparse
 import asyncio
 import re
 import socket
-import sys
 import tempfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -36,13 +33,14 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from finetune.engine.command import command_parser, run_command
+from kronos.batching import Batcher, Wish
 from kronos.errors import InputError
 
 COLUMNS = ("open", "high", "low", "close", "volume", "amount")
 PAGE = Path(__file__).parent / "serve_page"
 MAX_ROWS, MAX_HORIZON, MAX_SAMPLES, MAX_STEPS = 4096, 512, 256, 16384  # steps: horizon x samples of one request
 MAX_BODY = 2 << 20  # bytes: MAX_ROWS bars need a third of it
-MAX_WAITING, MAX_CONNECTIONS = 256, 512
+MAX_CONNECTIONS = 512
 BODY_S = 20.0  # seconds for a request's body to arrive
 _SLACK = 1e-5  # relative: adjusted prices are rounded one by one, so a close may pass its high by the last digit
 _TOLD = 20  # so many problems of one request are named
@@ -154,82 +152,7 @@ class Problems(BaseModel):
     detail: list[Problem]
 
 
-# --- batches
-
-
-@dataclass(frozen=True)
-class Job:
-    """One request on its way to the model. Jobs of one `key` can be computed together."""
-
-    frame: pd.DataFrame
-    past: Sequence[datetime]
-    future: Sequence[datetime]
-    key: tuple[int, int, float, int, float, int]  # horizon, samples, temperature, top_k, top_p, seed
-    answer: "asyncio.Future[np.ndarray]"
-
-
-@dataclass
-class Batcher:
-    """Requests that arrive within a few milliseconds, or while the model is busy, become one call of predict_batch in one thread.
-
-    A series' random numbers depend on its bars and the seed alone, so its paths are the same in any company.
-    """
-
-    forecaster: Any  # KronosPredictor
-    wait_s: float = 0.005
-    most: int = 16  # series in a batch
-    done: Counter = field(default_factory=Counter)
-    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "forecast"))
-    queue: "asyncio.Queue[Job]" = field(default_factory=lambda: asyncio.Queue(MAX_WAITING))
-
-    async def ask(self, frame: pd.DataFrame, past: Sequence[datetime], future: Sequence[datetime], key: tuple) -> np.ndarray:
-        """Paths [samples, horizon, 6]. Raises asyncio.QueueFull when too many are waiting, and what predict_batch raises."""
-        job = Job(frame, past, future, key, asyncio.get_running_loop().create_future())
-        self.queue.put_nowait(job)
-        return await job.answer  # a caller that gives up cancels it, and its job is passed over
-
-    async def work(self) -> None:
-        """Serve the queue for ever."""
-        while True:
-            groups = defaultdict(list)
-            for job in await self._gather():
-                groups[job.key].append(job)
-            for key, jobs in groups.items():
-                await self._answer(key, [job for job in jobs if not job.answer.done()])
-
-    async def _gather(self) -> list[Job]:
-        """The first job that comes, and those that come soon after."""
-        jobs = [await self.queue.get()]
-        deadline = asyncio.get_running_loop().time() + self.wait_s
-        while len(jobs) < self.most:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    jobs.append(await self.queue.get())
-            except TimeoutError:
-                break
-        return jobs
-
-    async def _answer(self, key: tuple, jobs: list[Job]) -> None:
-        if not jobs:
-            return
-        self.done.update(batches=1, series=len(jobs))
-        try:
-            paths = await asyncio.get_running_loop().run_in_executor(self.thread, self._predict, key, jobs)
-        except Exception as error:
-            if len(jobs) > 1:  # one's fault is not the others'
-                for job in jobs:
-                    await self._answer(key, [job])
-            elif not jobs[0].answer.done():
-                jobs[0].answer.set_exception(error)
-            return
-        for job, one in zip(jobs, paths, strict=True):
-            if not job.answer.done():
-                job.answer.set_result(one)
-
-    def _predict(self, key: tuple, jobs: list[Job]) -> list[np.ndarray]:
-        horizon, samples, temperature, top_k, top_p, seed = key
-        series = ([job.frame for job in jobs], [job.past for job in jobs], [job.future for job in jobs])
-        return self.forecaster.predict_batch(*series, horizon, temperature, top_k, top_p, samples, False, seed=seed, return_samples=True)
+# --- the app
 
 
 class Intake:
@@ -271,19 +194,15 @@ def _refusal(status: int, message: str, name: str = "body") -> JSONResponse:
     return JSONResponse({"detail": [{"field": name, "message": message}]}, status)
 
 
-# --- the app
-
-
 def create_app(forecaster: Any, name: str = "", *, wait_ms: float = 5, max_batch: int = 16, timeout_s: float = 60) -> FastAPI:
     """The service around a KronosPredictor. wait_ms: how long a request waits for company; timeout_s: until it is given up with 504."""
-    batcher = Batcher(forecaster, wait_ms / 1000, max_batch)
+    batcher = Batcher(forecaster, wait_s=wait_ms / 1000, most=max_batch)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         worker = asyncio.create_task(batcher.work())
         yield
         worker.cancel()
-        batcher.thread.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(title="Kronos forecasts", version="1", description=__doc__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(Intake)
@@ -362,9 +281,9 @@ async def _forecast(batcher: Batcher, asked: Question, bars: Sequence[Bar]) -> F
     future = asked.future or _continued(past, asked.horizon)
     given = [name for name in COLUMNS if getattr(bars[0], name) is not None]
     frame = pd.DataFrame({name: [getattr(bar, name) for bar in bars] for name in given})
-    key = (asked.horizon, asked.samples, asked.temperature, asked.top_k, asked.top_p, asked.seed)
+    wish = Wish(asked.horizon, asked.samples, asked.temperature, asked.top_k, asked.top_p, asked.seed)
     clock = [[time.replace(tzinfo=None) for time in times] for times in (past, future)]  # the wall clock, as written
-    paths = await batcher.ask(frame, *clock, key)
+    paths = await batcher.ask(frame, *clock, wish)
     levels = np.quantile(paths, asked.quantiles, axis=0, method="weibull")  # [Q, horizon, 6]; unbiased coverage with few paths
 
     def columns(values: np.ndarray) -> dict[str, list[float]]:
@@ -406,7 +325,10 @@ def read_csv(data: bytes, name: str, missing: str) -> dict[str, Any]:
         raise InputError(f"{name}: holds {len(found.names)} series ({', '.join(found.names[:5])}); give a file with one")
     rows = slice(-MAX_ROWS, None)
     times = np.datetime_as_string(found.wall[rows].astype("datetime64[ns]"), unit="s")
-    bars = [{"timestamp": str(time), **dict(zip(COLUMNS, map(float, row), strict=True))} for time, row in zip(times, found.features[rows])]
+    bars = [
+        {"timestamp": str(time), **dict(zip(COLUMNS, map(float, row), strict=True))}
+        for time, row in zip(times, found.features[rows], strict=True)
+    ]
     dropped = [f"{what}: {sum(counts.values()):,}" for what, counts in found.counts.items()]
     notes = [note.replace(f"{folder}/", "") for note in found.notes] + dropped
     return {"name": found.names[0], "rows": len(found.wall), "bars": bars, "notes": notes}

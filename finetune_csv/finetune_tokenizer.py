@@ -1,21 +1,7 @@
 """Fine-tune the tokenizer alone, on a CSV of bars."""
 
-from finetune.engine.command import command_parser, common_arguments, run_command
-
-
-def main() -> None:
-    parser = command_parser(
-        __doc__ or "", ["python finetune_csv/finetune_tokenizer.py --config C.yaml [--resume] [--set training.batch_size=16]"]
-    )
-    common_arguments(parser)
-    args = parser.parse_args()
-
-    from finetune_csv.config import CsvConfig  # after the arguments: --help need not wait for torch
-    from finetune_csv.pipeline import prepared, run_stage
-
-    with prepared(CsvConfig.load(args.config, args.overrides), ["tokenizer"], resume=args.resume) as job:
-        run_stage(job, "tokenizer")
-
+from finetune.engine.command import run_command
+from finetune_csv.one_stage import train_one
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(lambda: train_one("tokenizer", __doc__ or "", "finetune_csv/finetune_tokenizer.py"))

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kronos.errors import InputError
-from kronos.files import explained, flush_folder
+from kronos.errors import InputError, MissingFileError
 
 META_FILE = "panel.json"
 FORMAT = "kronos-panel"
@@ -87,3 +86,48 @@ def _swap(fresh: Path, folder: Path, old: Path) -> None:
 def _flush(file: Any) -> None:
     file.flush()
     os.fsync(file.fileno())
+
+
+def read_folder(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays (memory-mapped, except the small ones) and metadata of a panel folder. Raises as `Panel.open` says."""
+    if not folder.is_dir():
+        raise MissingFileError(f"{folder}: there is no such panel folder; check the path, or make the panel first")
+    meta = _read_meta(folder / META_FILE)
+    shapes = meta.pop("shapes", None)
+    wanted = set(_DTYPES) - {"targets"}
+    if not isinstance(shapes, dict) or not wanted <= set(shapes) <= set(_DTYPES):
+        raise damaged(folder / META_FILE, "its list of arrays is not complete")
+    return {name: _read_array(folder / f"{name}.npy", name, shape) for name, shape in shapes.items()}, meta
+
+
+def _read_meta(file: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{file.parent}: not a panel folder (no {META_FILE} in it); give a folder written by Panel.save") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(file, f"unreadable: {error}") from error
+    if not isinstance(meta, dict) or meta.pop("format", None) != FORMAT:
+        raise InputError(f"{file}: not the metadata of a panel (format is not {FORMAT!r}); give a folder written by Panel.save")
+    version = meta.pop("version", None)
+    if version != VERSION:
+        raise InputError(f"{file}: panel version {version!r}, this program reads version {VERSION}; make the panel again with this program")
+    return meta
+
+
+def _read_array(file: Path, name: str, shape: Any) -> np.ndarray:
+    try:
+        array = np.load(file, mmap_mode=None if name in _IN_MEMORY else "r", allow_pickle=False)
+    except FileNotFoundError:
+        raise damaged(file, "the file is missing") from None
+    except Exception as error:  # numpy's header parser lets many kinds out; every one of them means this file is not ours
+        raise damaged(file, f"unreadable: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise damaged(file, "an archive, not one array")
+    if array.dtype.str != _DTYPES[name] or list(array.shape) != shape or not array.flags.c_contiguous:
+        raise damaged(file, f"{array.dtype.str} {list(array.shape)} where {_DTYPES[name]} {shape} was written")
+    start = file.stat().st_size - array.nbytes
+    if not 0 < start <= 4096:  # numpy's header is 128 bytes here; more means bytes were added behind the array
+        raise damaged(file, f"its size does not fit {list(array.shape)}")
+    array.flags.writeable = False
+    return array

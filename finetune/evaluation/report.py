@@ -39,10 +39,12 @@ def verdicts(found: Evaluation) -> list[str]:
     lines = [sentence(found.title, found.skills[found.best], label[found.best], "CRPS")]
     for name in dict.fromkeys([found.best_point, *(["persistence"] if "persistence" in label else [])]):
         lines.append(sentence("Its median", found.point_skills[name], label[name], "absolute-error"))
-    value, low, high = found.resampler.interval(_inside_90(found, found.model.quantiles))
-    text = f"Its 90 % band held {percent(value)} of what came (95 % interval {percent(low, unit='')} to {percent(high)})"
+    _, low, high = found.resampler.interval(_inside_90(found))
+    held = coverage_of(found.model.quantiles[found.keep], found.returns)["90%"]["coverage"]["overall"]
+    text = f"Its 90 % band held {percent(held)} of what came (95 % interval {percent(low, unit='')} to {percent(high)})"
     if found.calibrated is not None:
-        text += f"; calibrated on earlier outcomes only, {percent(_inside_90(found, found.calibrated.quantiles).mean())}"
+        after = coverage_of(found.calibrated.quantiles[found.keep], found.returns)["90%"]["coverage"]["overall"]
+        text += f"; calibrated on earlier outcomes only, {percent(after)}"
     return [*lines, text + "."]
 
 
@@ -206,17 +208,17 @@ def _method_text(found: Evaluation) -> str:
         "Prices of several series are averaged as they are: the dearest weighs most. R² and correlation are taken in each series.",
         f"Skill is 1 - score / score of the baseline. The deciding baseline ({found.forecasts[found.best].label}) was the best on the bars "
         "before the scored ones.",
-        f"Intervals: 2,000 circular bootstraps over blocks of {found.resampler.block} moments, at least the horizon of {origins.horizon} bars, "
-        "all series of a moment together.",
-        "Calibration is adaptive conformal: quantiles are moved by what past errors ask for, each error used from the moment on at which its "
+        f"Intervals: 2,000 circular bootstraps over blocks of {found.resampler.block} moments (at least the horizon of {origins.horizon} "
+        "bars), all series of a moment together.",
+        "Calibration is adaptive conformal: quantiles are moved by what past errors ask for, each used from the moment on at which its "
         "outcome was known.",
     ]
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _inside_90(found: Evaluation, quantiles: np.ndarray) -> np.ndarray:
-    """[scored O]: share of steps inside the 90 % band."""
-    low, high = (quantiles[found.keep][:, :, LEVELS.index(level)] for level in BANDS[0.9])
+def _inside_90(found: Evaluation) -> np.ndarray:
+    """[scored O]: share of steps inside the model's 90 % band."""
+    low, high = (found.model.quantiles[found.keep][:, :, LEVELS.index(level)] for level in BANDS[0.9])
     return ((low <= found.returns) & (found.returns <= high)).mean(1)
 
 
