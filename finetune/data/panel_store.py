@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from kronos.errors import InputError, MissingFileError
+from kronos.files import explained, flush_folder
 
 META_FILE = "panel.json"
 FORMAT = "kronos-panel"
