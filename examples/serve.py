@@ -39,7 +39,7 @@ from kronos.errors import InputError
 COLUMNS = ("open", "high", "low", "close", "volume", "amount")
 PAGE = Path(__file__).parent / "serve_page"
 MAX_ROWS, MAX_HORIZON, MAX_SAMPLES, MAX_STEPS = 4096, 512, 256, 16384  # steps: horizon x samples of one request
-MAX_BODY = 2 << 20  # bytes: MAX_ROWS bars need a third of it
+MAX_BODY = 4 << 20  # bytes: MAX_ROWS bars need a sixth of it
 MAX_CONNECTIONS = 512
 BODY_S = 20.0  # seconds for a request's body to arrive
 _SLACK = 1e-5  # relative: adjusted prices are rounded one by one, so a close may pass its high by the last digit
@@ -325,10 +325,8 @@ def read_csv(data: bytes, name: str, missing: str) -> dict[str, Any]:
         raise InputError(f"{name}: holds {len(found.names)} series ({', '.join(found.names[:5])}); give a file with one")
     rows = slice(-MAX_ROWS, None)
     times = np.datetime_as_string(found.wall[rows].astype("datetime64[ns]"), unit="s")
-    bars = [
-        {"timestamp": str(time), **dict(zip(COLUMNS, map(float, row), strict=True))}
-        for time, row in zip(times, found.features[rows], strict=True)
-    ]
+    values = [[float(str(value)) for value in row] for row in found.features[rows]]  # as written: 11.27, not 11.270000457763672
+    bars = [{"timestamp": str(time), **dict(zip(COLUMNS, row, strict=True))} for time, row in zip(times, values, strict=True)]
     dropped = [f"{what}: {sum(counts.values()):,}" for what, counts in found.counts.items()]
     notes = [note.replace(f"{folder}/", "") for note in found.notes] + dropped
     return {"name": found.names[0], "rows": len(found.wall), "bars": bars, "notes": notes}

@@ -80,7 +80,8 @@ def run_stage(job: Job, stage: Stage) -> None:
     config, training = job.config, job.config.training
     place = _place(config, stage)
     pretrained = config.experiment.pre_trained_tokenizer if stage == "tokenizer" else config.experiment.pre_trained_predictor
-    settings = replace(config.fit_settings(stage, str(job.world.device)), score_start=pretrained)  # random weights need no score
+    settings = config.fit_settings(stage, str(job.world.device))
+    settings = replace(settings, score_start=settings.score_start and pretrained)  # random weights need no score
     model = job.models[stage]
     if stage == "tokenizer":
         train_tokenizer(model, job.windows, settings, place, world=job.world, stop=job.stop, resume=job.resume)

@@ -284,7 +284,7 @@ def test_every_setting_of_the_loop_is_set_by_some_key():
         "seed=1 schedule=plateau warmup_ratio=0.5 div_factor=2 final_div_factor=2 min_lr_ratio=0.5 plateau_factor=0.1 plateau_patience=9 "
         "amp=bf16 tf32=no compile=yes activation_checkpointing=yes monitor_predictor=val_s1 early_stop_patience=3 early_stop_min_delta=0.1 "
         "save_last=no checkpoint_every_steps=5 checkpoint_every_epochs=5 top_k=2 n_train_iter=5 n_val_iter=5 val_batch_size=5 "
-        "log_interval=5 num_workers=0 augment.scale=0.5"
+        "log_interval=5 num_workers=0 augment.scale=0.5 score_start=no"
     )
     changed = configure("data.data_path=x.csv", *[f"training.{flag}" for flag in flags.split()], "device.panel_on_device=no")
     changed = changed.fit_settings("predictor", "mps")

@@ -34,7 +34,7 @@ def lines_of(steps: int, **options) -> list[str]:
 def test_outside_a_terminal_there_is_one_plain_line_every_log_interval():
     lines = lines_of(12)
     assert [line.split(",")[0] for line in lines] == ["predictor step 5", "predictor step 10"]
-    for part in ("epoch 1", "loss 2.4131", "lr 4.0e-05", "grad_norm 1.235", "windows/s", " left", "peak 0."):
+    for part in ("epoch 1", "loss 2.4131", "lr 4.0e-05", "grad_norm 1.235", "windows/s", " left", "peak "):
         assert part in lines[0]
     assert "\r" not in lines[0]
 

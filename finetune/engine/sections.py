@@ -90,6 +90,7 @@ class TrainingSection(Section):
     monitor_predictor: Literal["val_loss", "val_window_loss", "val_s1", "val_s2"] = key(
         "val_loss", "the same for the predictor; val_s1 and val_s2 are the coarse and the fine token's share of val_loss"
     )
+    score_start: bool = key(True, "validate pretrained weights before training; best_model stays these until an epoch beats them")
     early_stop_patience: int = key(0, "stop after this many epochs without improvement; 0: never", ge=0)
     early_stop_min_delta: float = key(0.0, "smallest gain in validation loss that counts as improvement", ge=0)
 

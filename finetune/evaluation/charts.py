@@ -45,7 +45,7 @@ def draw_skill(found: Evaluation, path: Path) -> None:
     """Left: CRPS skill against the best baseline at each step. Right: over all steps, against every baseline. With 95 % intervals."""
     figure = new_figure(1000, 430)
     left, right = figure.subplots(1, 2, width_ratios=(1.3, 1))
-    figure.subplots_adjust(left=0.065, right=0.98, top=0.8, bottom=0.125, wspace=0.42)
+    figure.subplots_adjust(left=0.065, right=0.98, top=0.835, bottom=0.135, wspace=0.42)
     best = found.skills[found.best]
     _headed(left, "Skill by step", f"above 0: better than {_short(found, found.best)} by CRPS; shaded: 95 % interval")
     steps = np.arange(1, len(best.by_step) + 1)
@@ -87,7 +87,7 @@ def draw_calibration(found: Evaluation, path: Path) -> None:
     """Left: how many outcomes central bands held, against what they claim. Right: the 90 % band by step, before and after calibration."""
     figure = new_figure(1000, 460)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
-    figure.subplots_adjust(left=0.065, right=0.985, top=0.77, bottom=0.12, wspace=0.19)
+    figure.subplots_adjust(left=0.065, right=0.985, top=0.8, bottom=0.125, wspace=0.19)
     _headed(left, "Do bands hold what they claim?", "share of outcomes inside central bands; dashed: as claimed", legend=True)
     claimed = np.linspace(0, 1, 41)
     left.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (4, 3)))
@@ -136,7 +136,7 @@ def draw_pit(found: Evaluation, path: Path) -> None:
     """Where outcomes fell in the forecast distribution, 20 bins with 95 % intervals; flat if the distribution is right."""
     figure = new_figure(1000, 400)
     axes = figure.subplots()
-    figure.subplots_adjust(left=0.06, right=0.975, top=0.82, bottom=0.135)
+    figure.subplots_adjust(left=0.06, right=0.975, top=0.85, bottom=0.145)
     pit = found.model.pit[found.keep]
     line = f"{found.title}, all steps: {pit_reading(found)}; dashed: a right distribution; lines: 95 % intervals"
     _headed(axes, "Where outcomes fell in the forecast distribution (PIT)", line)
@@ -177,6 +177,7 @@ def _held(found: Evaluation, quantiles: np.ndarray, band: float) -> np.ndarray:
 
 def _headed(axes: Axes, title: str, line: str, *, legend: bool = False, vertical: bool = False) -> None:
     quiet_axes(axes)
+    axes.tick_params(axis="x", pad=6)
     if vertical:
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", color=FAINT, linewidth=0.8)

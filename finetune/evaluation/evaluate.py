@@ -114,7 +114,8 @@ def evaluate(
 def compare(
     forecasters: Sequence[Forecaster], origins: Origins, settings: Settings, *, title: str, notes: list[str], say: Say | None = None
 ) -> Evaluation:
-    """Score forecasters on the same origins: the first one against the others."""
+    """Score forecasters of different names on the same origins: the first one against the others."""
+    assert len({one.name for one in forecasters}) == len(forecasters) > 1, "one model and at least one baseline, told apart by name"
     found = {one.name: forecast_all(one, origins, settings.samples, settings.seed, say=say) for one in forecasters}
     model, *baselines = found.values()
     keep = origins.scored
