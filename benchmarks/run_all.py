@@ -8,14 +8,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from finetune.engine.command import run_command
 from finetune.engine.files import write_text
-from kronos.errors import InputError
 
-from .common import ROOT, as_text, clock_argument, parser_for
+from .common import ROOT, Report, Row, as_text, clock_argument, parser_for
 
 NAMES = ("loader", "coverage", "train_step", "ranks", "resume", "panel_memory")
 TIMED = ("loader", "train_step")  # these take --clock
@@ -44,12 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, arguments: list[str], folder: Path) -> dict[str, Any]:
-    """One benchmark in a fresh process; its report as saved."""
+    """One benchmark in a fresh process; its report as saved. One that breaks down is a failed row, so that the others are not lost."""
     out = folder / f"{name}.json"
     done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *arguments, "--out", str(out)], cwd=ROOT)
-    if done.returncode or not out.is_file():
-        raise InputError(f"benchmarks.{name} ended with code {done.returncode}; its own error stands above")
-    return json.loads(out.read_text())
+    if done.returncode == 0:
+        return json.loads(out.read_text())
+    told = Report(name, f"python -m benchmarks.{name} {' '.join(arguments)}", {"date": time.strftime("%Y-%m-%d")})
+    told.rows.append(Row(name, "an end", f"broke down with exit code {done.returncode}", False))
+    return asdict(told)
 
 
 def page(reports: Sequence[dict[str, Any]], command: str) -> str:

@@ -53,6 +53,8 @@ def prepared(config: CsvConfig, stages: Sequence[Stage], *, resume: bool = False
     skip_existing: leaves out stages whose best_model is there and whole. Raises InputError for anything wrong with the input.
     """
     device = config.device.pick()
+    if config.device.cpu_threads:
+        torch.set_num_threads(config.device.cpu_threads)
     with world(device, config.distributed.world_backend) as here, StopRequest() as stop:
         say = print if here.is_main else lambda text: None
         here.on_main(lambda: str(ensure_writable_folder(config.model_paths.base_save_path)))

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from kronos.bars import COLUMNS, Lookback, prepare
 from kronos.errors import InputError
-from kronos.generation import decode_paths, generate
+from kronos.generation import decode_paths, encode_bars, generate
 from kronos.network import Kronos
 from kronos.sampling import Sampling, uniforms
 from kronos.tokenizer import KronosTokenizer
@@ -162,8 +162,7 @@ class KronosPredictor:
             length = lengths[row]
             values[row, :length], stamps[row, :length], stamps[row, size:] = one.values, one.stamps[:length], one.stamps[length:]
         padded = torch.as_tensor(lengths, device=self.device) if lengths.min() < size else None
-        with torch.inference_mode():
-            prefix = self.tokenizer.encode(self._tensor(values).to(self.tokenizer.head.weight.dtype))
+        prefix = encode_bars(self.tokenizer, self._tensor(values))
         clock = self._tensor(stamps)
         numbers = self._tensor(draws.astype(np.float32) if self.device.type == "mps" else draws)
         made = generate(self.model, prefix, clock, numbers, how, self.max_context, padded, bar.update)

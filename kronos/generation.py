@@ -1,7 +1,12 @@
 """Autoregressive generation of token pairs, and decoding of the sampled paths back to bars.
 
-The published procedure is reproduced exactly: while a sequence fits into max_context, each step sees all of it; beyond, each step sees the
-last max_context tokens with positions restarting at 0, so nothing can be kept from the step before.
+While a sequence fits into max_context, each step sees all of it, and only the new token is computed. Beyond, there are two ways:
+
+- exact, the published procedure: each step sees the last max_context tokens as if there had never been others, positions restarting at 0.
+  Every state changes with every step, so nothing can be kept and each step costs a pass over max_context tokens.
+- rolling: the keys and values of the last max_context tokens are kept and the oldest leave attention one by one. Distances between tokens
+  are the same (rotary positions know nothing else), but a token's state was computed when tokens that have left since were still seen, so
+  a little of them lives on: deeper layers see up to (layers * max_context) tokens back. Forecasts differ from the exact ones.
 """
 
 from collections.abc import Callable
@@ -9,8 +14,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kronos.cache import CachedBlocks, CachedPredictor
+from kronos.cache import CachedBlocks, CachedPredictor, Plan
 from kronos.network import Kronos
+from kronos.packed import PackedPredictor, PackedTokenizer
 from kronos.sampling import Sampling, draw
 from kronos.tokenizer import KronosTokenizer
 
@@ -20,47 +26,52 @@ Tokens = tuple[Tensor, Tensor]
 class _Paths:
     """The sequences being written: prefix [B, P] per series, generated [B, S, horizon] per sample."""
 
-    def __init__(self, model: Kronos, prefix: Tokens, stamps: Tensor, samples: int, max_context: int) -> None:
-        self.model, self.prefix, self.stamps, self.samples, self.max_context = model, prefix, stamps, samples, max_context
+    def __init__(
+        self, model: PackedPredictor, prefix: Tokens, stamps: Tensor, samples: int, max_context: int, lengths: Tensor | None, rolling: bool
+    ) -> None:
+        self.model, self.prefix, self.samples, self.max_context = model, prefix, samples, max_context
+        self.lengths, self.rolling = lengths, rolling
         b, self.size = prefix[0].shape
         self.horizon = stamps.shape[1] - self.size
         self.made = tuple(prefix[0].new_zeros(b, samples, self.horizon) for _ in range(2))
-        self.clock = model.time_emb(stamps[:, self.size :])  # [B, horizon, d]
+        self.clock = model.clock(stamps)  # [B, P + horizon, d]
         self.cached: CachedPredictor | None = None
+
+    def state_before(self, step: int) -> CachedPredictor:
+        """A predictor whose `hidden` is that of the token before `step`."""
+        if self.size + step > self.max_context and not self.rolling:
+            assert self.lengths is None, "series of different lengths must fit into max_context"
+            return self._window(step)
+        if self.cached is None:
+            window = self.max_context if self.rolling else None
+            self.cached = CachedPredictor(self.model, Plan(self.samples, self.horizon, self.lengths, window))
+            start = max(0, self.size - self.max_context)
+            self.cached.prefill(*(ids[:, start:] for ids in self.prefix), self.clock[:, start : self.size])
+        else:
+            place = self.size + step
+            self.cached.extend(*(ids[:, :, step - 1 : step] for ids in self.made), self.clock[:, place - 1 : place])
+        return self.cached
 
     def _window(self, step: int) -> CachedPredictor:
         """Everything anew for a step whose window has slid: the last max_context tokens."""
         start = self.size + step - self.max_context
-        stamps = self.stamps[:, start : self.size + step]
         made = tuple(ids[:, :, max(0, start - self.size) : step] for ids in self.made)
         if start < self.size and self.samples > 1:  # the part before the first generated token is the same for all samples
-            cached = CachedPredictor(self.model, self.samples, step)
-            cached.prefill(*(ids[:, start:] for ids in self.prefix), stamps[:, : self.size - start])
+            cached = CachedPredictor(self.model, Plan(self.samples, step))
+            cached.prefill(*(ids[:, start:] for ids in self.prefix), self.clock[:, start : self.size])
             if step:
-                cached.extend(*made, self.clock[:, :step])
+                cached.extend(*made, self.clock[:, self.size : self.size + step])
             return cached
         pairs = zip(self.prefix, made, strict=True)
         rows = [torch.cat((old[:, start:].repeat_interleave(self.samples, 0), new.flatten(0, 1)), 1) for old, new in pairs]
-        cached = CachedPredictor(self.model, 1, 0)
-        cached.prefill(*rows, stamps.repeat_interleave(self.samples, 0))
+        cached = CachedPredictor(self.model, Plan(1, 0))
+        cached.prefill(*rows, self.clock[:, start : self.size + step].repeat_interleave(self.samples, 0))
         return cached
-
-    def predictor_at(self, step: int, lengths: Tensor | None) -> CachedPredictor:
-        """A predictor whose `hidden` is that of the token before `step`."""
-        if self.size + step > self.max_context:
-            assert lengths is None, "series of different lengths must fit into max_context"
-            return self._window(step)
-        if step == 0:
-            self.cached = CachedPredictor(self.model, self.samples, self.horizon)
-            self.cached.prefill(*self.prefix, self.stamps[:, : self.size], lengths)
-        else:
-            self.cached.extend(*(ids[:, :, step - 1 : step] for ids in self.made), self.clock[:, step - 1 : step])
-        return self.cached
 
 
 @torch.inference_mode()
 def generate(
-    model: Kronos,
+    model: Kronos | PackedPredictor,
     prefix: Tokens,
     stamps: Tensor,
     uniforms: Tensor,
@@ -68,38 +79,51 @@ def generate(
     max_context: int,
     lengths: Tensor | None = None,
     on_step: Callable[[], object] | None = None,
+    rolling: bool = False,
 ) -> Tokens:
-    """Continue each of B series along S sampled paths.
+    """Continue each of B series along S sampled paths. Draws nothing but `uniforms`, drops nothing out.
 
     prefix: coarse and fine tokens, [B, P] int64 each, padded on the right where `lengths` [B] is given. stamps: [B, P + horizon, 5] of
     prefix and future; with `lengths` the future's stamps start at column P all the same. uniforms: [B, S, horizon, 2] in [0, 1).
-    Returns the generated coarse and fine tokens, [B, S, horizon] int64 each. The model must be in evaluation mode.
+    rolling: keep the cache beyond max_context (see above). Returns the generated coarse and fine tokens, [B, S, horizon] int64 each.
     """
     _, samples, horizon, _ = uniforms.shape
-    paths = _Paths(model, prefix, stamps, samples, max_context)
+    model = model if isinstance(model, PackedPredictor) else PackedPredictor(model)
+    paths = _Paths(model, prefix, stamps, samples, max_context, lengths, rolling)
+    numbers = uniforms.movedim(2, 0).flatten(1, 2)  # [horizon, B * S, 2]
     for step in range(horizon):
-        predictor = paths.predictor_at(step, lengths)
-        shape = (-1, samples, model.head.proj_s1.out_features)
-        s1 = draw(predictor.coarse_logits().reshape(shape), uniforms[:, :, step, 0], how)
-        fine = predictor.fine_logits(s1.reshape(-1, predictor.samples))
-        paths.made[0][:, :, step] = s1
-        paths.made[1][:, :, step] = draw(fine.reshape(-1, samples, fine.shape[-1]), uniforms[:, :, step, 1], how)
+        state = paths.state_before(step)
+        s1 = draw(state.coarse_logits(), numbers[step, :, 0], how).view(-1, samples)
+        s2 = draw(state.fine_logits(s1.view(-1, state.plan.samples)), numbers[step, :, 1], how)
+        paths.made[0][:, :, step], paths.made[1][:, :, step] = s1, s2.view(-1, samples)
         if on_step is not None:
             on_step()
     return paths.made
 
 
 @torch.inference_mode()
-def decode_paths(tokenizer: KronosTokenizer, prefix: Tokens, made: Tokens, max_context: int, lengths: Tensor | None = None) -> Tensor:
+def encode_bars(tokenizer: KronosTokenizer | PackedTokenizer, bars: Tensor) -> Tokens:
+    """Normalised bars [B, P, d_in] -> coarse and fine ids [B, P]."""
+    packed = tokenizer if isinstance(tokenizer, PackedTokenizer) else PackedTokenizer(tokenizer)
+    x = packed.embed(bars.to(packed.dtype).flatten(0, 1)).unflatten(0, bars.shape[:2])
+    rows = CachedBlocks(packed.encoder, Plan(1, 0)).prefill(x)
+    return packed.quantizer.ids(packed.quantised(rows).unflatten(0, bars.shape[:2]), True)
+
+
+@torch.inference_mode()
+def decode_paths(
+    tokenizer: KronosTokenizer | PackedTokenizer, prefix: Tokens, made: Tokens, max_context: int, lengths: Tensor | None = None
+) -> Tensor:
     """Bars [B, S, horizon, d_in] of the generated tokens [B, S, horizon], decoded after their prefix [B, P] (as much of both as fits)."""
-    samples, horizon = made[0].shape[1:]
-    size = prefix[0].shape[1]
+    packed = tokenizer if isinstance(tokenizer, PackedTokenizer) else PackedTokenizer(tokenizer)
+    (batch, samples, horizon), size = made[0].shape, prefix[0].shape[1]
     start = max(0, size + horizon - max_context)
+    fresh = packed.vectors_of(made)  # [B, S, horizon, d]
     if start >= size:  # nothing of the prefix is left in the window
-        window = tuple(ids[:, :, start - size :].flatten(0, 1) for ids in made)
         assert lengths is None and start == size, "the horizon must fit into max_context"
-        return tokenizer.decode(window).unflatten(0, (-1, samples))
-    blocks = CachedBlocks(tokenizer.decoder, samples, horizon)
-    blocks.prefill(tokenizer.vectors_of(tuple(ids[:, start:] for ids in prefix)), lengths)
-    hidden = blocks.extend(tokenizer.vectors_of(made).flatten(1, 2))  # [B, S, horizon, d] -> [B, S * horizon, d]
-    return tokenizer.head(hidden).unflatten(1, (samples, horizon))
+        rows = CachedBlocks(packed.decoder, Plan(1, 0)).prefill(fresh.flatten(0, 1))
+    else:
+        blocks = CachedBlocks(packed.decoder, Plan(samples, horizon, lengths))
+        blocks.prefill(packed.vectors_of(tuple(ids[:, start:] for ids in prefix)))
+        rows = blocks.extend(fresh.flatten(0, 2))
+    return packed.head(rows).view(batch, samples, horizon, -1)

@@ -12,18 +12,22 @@ from torch import Tensor, nn
 
 from kronos.dense import Dense, Weights, dense, gate, stacked, weights_of
 from kronos.layers import Attention, Block, RMSNorm, Rotary, Rotation
-from kronos.network import Kronos
+from kronos.network import STAMP_SIZES, Kronos
 from kronos.tokenizer import KronosTokenizer
 
 
 class Norm:
-    """RMS norm of rows, in their own type."""
+    """RMS norm of rows without its weight and without the root of their width: both go into the layer that reads it (`folded`)."""
 
     def __init__(self, norm: RMSNorm, dtype: torch.dtype) -> None:
-        self.weight, self.eps = norm.weight.detach().to(dtype), norm.eps
+        width = norm.weight.numel()
+        self.gain = norm.weight.detach() * width**0.5
+        self.wide = torch.promote_types(dtype, torch.float32)
+        self.floor = torch.tensor((norm.eps * width) ** 0.5, dtype=self.wide, device=norm.weight.device)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        """x / sqrt(|x|² + width * eps): three operations, where torch.rms_norm takes six on a CPU."""
+        return (x / torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=self.wide).hypot_(self.floor)).to(x.dtype)
 
 
 def _dense(*linears: nn.Module, dtype: torch.dtype) -> Dense:
@@ -77,7 +81,7 @@ class PackedPredictor:
         self.heads, self.keys_values = cross.n_heads, _dense(cross.k_proj, cross.v_proj, dtype=dtype)
         self.out = _dense(cross.out_proj, dtype=dtype)
         self.coarse_head, self.fine_head = (_dense(head, dtype=dtype) for head in (model.head.proj_s1, model.head.proj_s2))
-        self.clock_tables = [getattr(model.time_emb, name).weight.detach() for name in model.time_emb.names]
+        self.clock_tables = [getattr(model.time_emb, f"{name}_embed").weight.detach() for name in STAMP_SIZES]
         with torch.no_grad():
             self._make_tables(model)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kronos.errors import InputError
 
+_CHUNK = 16  # rows drawn at once on a CPU: their tables stay in the second-level cache
 _UNIFORM_BITS = 52  # so that u <= 1 - 2^-52, and u times any float64 total stays below that total
 
 
@@ -30,13 +31,6 @@ class Sampling:
             raise InputError(f"top_p is {self.top_p!r}: it must be above 0 and at most 1 (1: no limit)")
 
 
-def _sorted(logits: Tensor, limit: int) -> Tensor:
-    """The `limit` largest of each row, descending: [..., V] -> [..., limit]. On a CPU numpy sorts a row of 1,024 ten times faster."""
-    if logits.device.type == "cpu":
-        return torch.from_numpy(-np.sort(-logits.detach().numpy(), axis=-1)[..., :limit])
-    return logits.topk(limit, -1).values
-
-
 def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     """Logits [..., V] with everything outside top-k, and then outside top-p of what is left, at -inf. The input stays as it is.
 
@@ -47,7 +41,7 @@ def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     limit = min(top_k, size) if top_k > 0 else size
     if limit == size and top_p >= 1:
         return logits
-    best = _sorted(logits, limit)
+    best = logits.topk(limit, -1).values
     if top_p < 1:
         p = best.softmax(-1)
         kept = (p.cumsum(-1) - p <= top_p).sum(-1, keepdim=True)
@@ -59,6 +53,8 @@ def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 
 def draw(logits: Tensor, uniforms: Tensor, how: Sampling) -> Tensor:
     """One token per row: logits [..., V] and uniforms [...] in [0, 1) -> ids [...] int64. The same uniform gives the same token."""
+    if logits.device.type == "cpu":
+        return _draw_on_cpu(logits, uniforms, how)
     wide = torch.float32 if logits.device.type == "mps" else torch.float64
     filtered = filter_logits(logits.to(torch.promote_types(logits.dtype, torch.float32)) / how.temperature, how.top_k, how.top_p)
     cumulative = filtered.to(wide).softmax(-1).cumsum(-1)
@@ -66,6 +62,32 @@ def draw(logits: Tensor, uniforms: Tensor, how: Sampling) -> Tensor:
     picked = torch.searchsorted(cumulative, threshold, right=True)
     # In float32 (MPS) the product may round up to the total: then the last possible token, never a filtered one.
     return picked.minimum((cumulative < cumulative[..., -1:]).sum(-1, keepdim=True)).squeeze(-1)
+
+
+def _draw_on_cpu(logits: Tensor, uniforms: Tensor, how: Sampling) -> Tensor:
+    """The same in numpy: at the few rows of a generation step half the time of torch, whose sort alone takes longer."""
+    rows = logits.detach().reshape(-1, logits.shape[-1]).double().numpy()
+    numbers = uniforms.detach().reshape(-1, 1).double().numpy()
+    picked = [_pick(rows[i : i + _CHUNK], numbers[i : i + _CHUNK], how) for i in range(0, len(rows), _CHUNK)]
+    return torch.from_numpy(picked[0] if len(picked) == 1 else np.concatenate(picked)).view(logits.shape[:-1])
+
+
+def _pick(logits: np.ndarray, uniforms: np.ndarray, how: Sampling) -> np.ndarray:
+    """Logits [N, V] and uniforms [N, 1], float64 -> tokens [N]."""
+    size = logits.shape[1]
+    p = logits - logits.max(1, keepdims=True)
+    p /= how.temperature
+    np.exp(p, out=p)
+    limit = min(how.top_k, size) if how.top_k > 0 else size
+    if limit < size or how.top_p < 1:
+        best = np.sort(p, axis=1)[:, : -limit - 1 : -1]  # descending
+        upto = best.cumsum(1)
+        kept = (upto - best <= how.top_p * upto[:, -1:]).sum(1, keepdims=True) if how.top_p < 1 else np.full((len(p), 1), limit)
+        p *= p >= np.take_along_axis(best, kept - 1, axis=1)
+    cumulative = p.cumsum(1)
+    total = cumulative[:, -1:]
+    # A number so close to 1 that the product rounds up to the total still gives the last possible token, never a filtered one.
+    return np.minimum((cumulative <= uniforms * total).sum(1), (cumulative < total).sum(1))
 
 
 def _mix(h: np.ndarray) -> np.ndarray:

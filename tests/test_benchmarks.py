@@ -103,6 +103,12 @@ def test_the_page_holds_every_row_and_the_command_of_each_benchmark(tmp_path):
     assert all(row.measure in text for row in report.rows) and report.command in text and report.machine["cpu"] in text
 
 
+def test_a_benchmark_that_breaks_down_is_a_failed_row_and_the_page_is_still_written(tmp_path):
+    """It breaks down because the peer is not a checkout."""
+    assert run_all.main(["--only", "coverage", "--peer", str(tmp_path), "--out", str(tmp_path / "page.md")]) == 1
+    assert "broke down with exit code 2" in (tmp_path / "page.md").read_text()
+
+
 def test_bars_are_valid_and_stamped_by_the_calendar():
     panel = make_panel(2, 12 * 24 * 40)
     open_, high, low, close = panel.features[:, :4].T

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.engine.files import ensure_writable_folder, write_json, write_text
+from finetune.engine.files import write_json, write_text
 from finetune.engine.provenance import git_state, versions
 from finetune.evaluation.charts import draw_all, pit_reading
 from finetune.evaluation.evaluate import Evaluation, describe
@@ -25,7 +25,6 @@ def write_report(found: Evaluation, folder: Path) -> list[Path]:
 
     Raises InputError if the folder cannot be written to.
     """
-    ensure_writable_folder(folder)
     pictures = draw_all(found, folder)
     numbers = as_numbers(found)
     write_json(folder / "evaluation.json", numbers)
@@ -208,8 +207,8 @@ def _method_text(found: Evaluation) -> str:
         "Prices of several series are averaged as they are: the dearest weighs most. R² and correlation are taken in each series.",
         f"Skill is 1 - score / score of the baseline. The deciding baseline ({found.forecasts[found.best].label}) was the best on the bars "
         "before the scored ones.",
-        f"Intervals: 2,000 circular bootstraps over blocks of {found.resampler.block} moments (at least the horizon of {origins.horizon} "
-        "bars), all series of a moment together.",
+        f"Intervals: 2,000 circular bootstraps over blocks of {found.resampler.block} moments (two horizons of {origins.horizon} bars "
+        "where they overlap), all series of a moment together, widened by Student's t for the number of blocks.",
         "Calibration is adaptive conformal: quantiles are moved by what past errors ask for, each used from the moment on at which its "
         "outcome was known.",
     ]

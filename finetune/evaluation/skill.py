@@ -40,15 +40,19 @@ class Skill:
 class Resampler:
     """Circular block bootstrap (Politis and Romano 1992) over moments: a block is `block` successive moments with all their series.
 
-    The same draws serve every score, so that differences are paired.
+    The same draws serve every score, so that differences are paired. Percentile intervals are widened as Student's t is against the normal
+    with a degree of freedom less than there are blocks: few blocks tell little about their own spread.
     """
 
     def __init__(self, origins: Origins, keep: np.ndarray, seed: int, resamples: int = _RESAMPLES):
+        from scipy.stats import norm, t  # scipy comes with arch
+
         part = origins.chosen(keep)
         self.moment, self.block, self.overlap = part.moment, part.block, part.overlap
         moments = self.size = len(part.moments)
         generator = numpy_generator(seed, _SKILL_SEED)
         blocks = -(-moments // self.block)
+        self.widening = float(t.ppf(0.975, max(1.0, moments / self.block - 1)) / norm.ppf(0.975))
         starts = generator.integers(0, moments, (resamples, blocks))
         drawn = (starts[:, :, None] + np.arange(self.block)).reshape(resamples, -1)[:, :moments] % moments
         flat = drawn + moments * np.arange(resamples)[:, None]
@@ -63,11 +67,16 @@ class Resampler:
         sizes = np.bincount(self.moment, minlength=self.weights.shape[1])
         return ((self.weights @ sums) / (self.weights @ sizes)[:, None]).reshape(-1, *values.shape[1:])
 
-    def interval(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mean of [O, ...] with the ends of its 95 % percentile interval."""
-        means = self.means(values)
-        low, high = np.quantile(means[1:], (0.025, 0.975), axis=0)
-        return means[0], low, high
+    def interval(self, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean of [O, ...] shares from 0 to 1, with the ends of its 95 % interval."""
+        value, low, high = self.ends(self.means(shares))
+        return value, np.maximum(low, 0.0), np.minimum(high, 1.0)
+
+    def ends(self, resampled: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Value of the sample itself and the ends of its 95 % interval, from [1 + resamples, ...]."""
+        value, ends = resampled[0], np.quantile(resampled[1:], (0.025, 0.975), axis=0)
+        low, high = value + self.widening * (ends - value)
+        return value, low, high
 
 
 def skill(model: np.ndarray, baseline: np.ndarray, resampler: Resampler) -> Skill:
@@ -75,8 +84,7 @@ def skill(model: np.ndarray, baseline: np.ndarray, resampler: Resampler) -> Skil
     means = [resampler.means(np.column_stack([scores.mean(1), scores])) for scores in (model, baseline)]  # [1 + R, 1 + H]
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(means[1] > 0, 1 - means[0] / means[1], np.nan)
-    low, high = np.quantile(ratio[1:], (0.025, 0.975), axis=0)
-    value = ratio[0]
+    value, low, high = resampler.ends(ratio)
     steps = [part[1:].tolist() for part in (value, low, high)]
     return Skill(float(value[0]), float(low[0]), float(high[0]), *steps)
 

@@ -9,7 +9,7 @@ from typing import Any
 from finetune.data.config import PipelineConfig
 from finetune.data.panel import Panel
 from finetune.engine.checkpoint import is_complete
-from finetune.engine.files import read_json
+from finetune.engine.files import ensure_writable_folder, read_json
 from finetune.engine.splits import make_splits
 from finetune.evaluation.evaluate import Evaluation, evaluate
 from finetune.evaluation.report import verdicts, write_report
@@ -44,11 +44,11 @@ def evaluate_trained(
         clip=data.clip,
     )
     splits = make_splits(panel, data.lookback_window, data.predict_window, data.ratios, split=data.split, clip=data.clip, say=say)
+    folder = ensure_writable_folder(out or Path(config.model_paths.base_save_path, "evaluation"))
     found = evaluate(splits, predictor, config.evaluation, title=config.experiment.name, say=say)
     if warning := _other_bars(Path(model), panel):
         found.notes.append(warning)
         say(warning)
-    folder = out or Path(config.model_paths.base_save_path, "evaluation")
     write_report(found, folder)
     for line in verdicts(found):
         say(line)
