@@ -74,6 +74,21 @@ def test_the_best_baseline_is_chosen_on_the_bars_before_and_never_on_those_score
     scores = {"a": np.array([[1.0], [9.0]]), "b": np.array([[2.0], [0.0]])}
     assert best_of(scores, np.array([True, False])) == "a"
 
+    class Turning(Knowing):
+        """Right on one side of the first scored moment, far too high on the other."""
+
+        def __init__(self, name, right_when_scored):
+            super().__init__(name, seed=3)
+            self.right_when_scored = right_when_scored
+
+        def paths(self, origins, index, samples):
+            wrong = origins.scored[index] != self.right_when_scored
+            return super().paths(origins, index, samples) * np.where(wrong, 1.2, 1.0)[:, None, None]
+
+    found = compared(Knowing("model"), Turning("right before", False), Turning("right after", True))
+    assert (found.best, found.best_point) == ("right before", "right before")
+    assert found.skills["right before"].verdict == "better than"
+
 
 def test_skill_is_its_definition_and_its_interval_a_circular_block_bootstrap():
     origins = origins_of(make_world(3, 300, 4), max_origins=30)
