@@ -23,7 +23,7 @@ def environment(rank: int = 0, size: int = 1, port: int = 0) -> dict[str, str]:
         if size == 1
         else {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     )
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS), **ranks}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", **ranks}
 
 
 def run_ranks(arguments: list[str], size: int, timeout_s: float = 120) -> list[subprocess.CompletedProcess]:
