@@ -123,7 +123,7 @@ def test_plateau_lowers_the_rate_after_patience_epochs_without_improvement():
 
 
 def test_the_best_epoch_is_kept_early_stop_ends_and_nan_is_never_best():
-    task = Recorder(val_losses=[math.nan, math.nan, 1.0, 2.0, 2.0, 0.1])
+    task = Recorder(val_losses=[math.nan, 3.0, 1.0, 2.0, 2.0, 0.1])
     windows = tiny.windows()
     result = fit(task, windows, tiny.settings(epochs=20, early_stop_patience=2, val_batch_size=1000))
     assert (result.best_score, result.best_epoch, len(result.history)) == (1.0, 2, 5)
