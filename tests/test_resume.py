@@ -73,6 +73,15 @@ def test_only_the_newest_complete_checkpoint_counts(tmp_path):
     assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == []
 
 
+def test_an_old_checkpoint_loses_its_marker_before_its_weights(tmp_path, monkeypatch):
+    train(tmp_path, epochs=1)
+    folder = tmp_path / "checkpoints"
+    old = checkpoint.newest_last(folder)
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda *_, **__: None)  # killed just as removal begins
+    train(tmp_path, epochs=2, resume=True)
+    assert old.is_dir() and not (old / "complete.json").exists() and checkpoint.newest_last(folder) != old
+
+
 def test_a_damaged_checkpoint_is_named_and_refused(tmp_path):
     train(tmp_path)
     path = checkpoint.newest_last(tmp_path / "checkpoints") / "model.safetensors"

@@ -48,7 +48,7 @@ def save_last(folder: Path, step: int, module: nn.Module, state: dict[str, Any])
             raise
     for other in [*folder.glob("last-*"), *folder.glob(".last-*.tmp")]:
         if other != target:
-            shutil.rmtree(other, ignore_errors=True)
+            _discard(other)
     return target
 
 
@@ -62,10 +62,10 @@ def set_aside(folder: Path) -> None:
     """A run that starts anew must never be continued from a former run's checkpoint: keep that one, but as `former`."""
     path, former = newest_last(folder), folder / "former"
     if path is not None:
-        shutil.rmtree(former, ignore_errors=True)
+        _discard(former)
         os.replace(path, former)
     for rest in folder.glob("last-*"):
-        shutil.rmtree(rest)
+        _discard(rest)
 
 
 def load_last(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -116,7 +116,13 @@ def prune(folder: Path, pattern: str, keep: list[str]) -> None:
     """Remove the folders that match `pattern` and are not named in `keep`."""
     for path in folder.glob(pattern):
         if path.name not in keep:
-            shutil.rmtree(path)
+            _discard(path)
+
+
+def _discard(folder: Path) -> None:
+    """Remove a checkpoint, its marker first: a kill half-way leaves no folder that claims to be complete."""
+    (folder / MARKER).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _seal(path: Path, flush: bool = True) -> dict[str, Any]:
