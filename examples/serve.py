@@ -14,27 +14,34 @@ import argparse
 import asyncio
 import re
 import socket
+import sys
 import tempfile
-from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
-import uvicorn
-from fastapi import FastAPI, HTTPException, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
-from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from finetune.engine.command import command_parser, run_command
 from kronos.batching import Batcher, Wish
+from kronos.calendar import future_times
+from kronos.distribution import Forecast as Distribution
 from kronos.errors import InputError
+
+try:
+    import uvicorn
+    from fastapi import FastAPI, HTTPException, Request
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import FileResponse, JSONResponse
+    from fastapi.staticfiles import StaticFiles
+except ImportError as absent:
+    print(f"error: {absent}; the service needs: pip install fastapi uvicorn", file=sys.stderr)
+    raise SystemExit(2) from None
 
 COLUMNS = ("open", "high", "low", "close", "volume", "amount")
 PAGE = Path(__file__).parent / "serve_page"
@@ -78,7 +85,8 @@ class Question(BaseModel):
     model_config = ConfigDict(extra="forbid")
     bars: list[Bar] = Field(min_length=2, max_length=MAX_ROWS, description="oldest first; no more are used than the context has room for")
     horizon: int = Field(ge=1, le=MAX_HORIZON, description="bars to forecast")
-    future: list[datetime] | None = Field(None, description="their times; without them the bars' commonest step goes on")
+    calendar: str | None = Field(None, max_length=20, description="exchange (XSHG, XNYS, ...); null: a market that never closes")
+    future: list[datetime] | None = Field(None, description="times of the bars to forecast, in place of those of the calendar")
     samples: int = Field(30, ge=1, le=MAX_SAMPLES, description=f"paths; horizon x samples is at most {MAX_STEPS}")
     temperature: float = Field(1.0, gt=0, le=10, allow_inf_nan=False)
     top_k: int = Field(0, ge=0, le=1 << 20, description="0: no limit")
@@ -133,7 +141,7 @@ class Forecast(BaseModel):
     timestamps: list[datetime]
     mean: dict[str, list[float]]
     quantiles: dict[str, dict[str, list[float]]]
-    prob_up: list[float] = Field(description="share of paths whose close is above the last close given")
+    prob_up: list[float] = Field(description="share of paths whose close is above the last close given; ties count half")
     samples: list[list[list[float]]] | None = Field(None, description="[path][bar][open, high, low, close, volume, amount]")
     lookback: int = Field(description="bars that were used")
     seed: int
@@ -195,7 +203,7 @@ def _refusal(status: int, message: str, name: str = "body") -> JSONResponse:
 
 
 def create_app(forecaster: Any, name: str = "", *, wait_ms: float = 5, max_batch: int = 16, timeout_s: float = 60) -> FastAPI:
-    """The service around a KronosPredictor. wait_ms: how long a request waits for company; timeout_s: until it is given up with 504."""
+    """The service around a KronosPredictor. wait_ms: silence that closes a batch; timeout_s: until it is given up with 504."""
     batcher = Batcher(forecaster, wait_s=wait_ms / 1000, most=max_batch)
 
     @asynccontextmanager
@@ -240,14 +248,8 @@ def create_app(forecaster: Any, name: str = "", *, wait_ms: float = 5, max_batch
         """Whether it is up, and the limits of a request."""
         limits = {"rows": MAX_ROWS, "horizon": min(MAX_HORIZON, forecaster.max_context - 2), "samples": MAX_SAMPLES, "steps": MAX_STEPS}
         state = {"waiting": batcher.queue.qsize(), "batches": batcher.done["batches"], "series": batcher.done["series"]}
-        return {
-            "status": "ok",
-            "model": name,
-            "device": str(forecaster.device),
-            "context": forecaster.max_context,
-            "limits": limits,
-            **state,
-        }
+        facts = {"model": name, "device": str(forecaster.device), "context": forecaster.max_context}
+        return {"status": "ok", **facts, "limits": limits, **state}
 
     for path, file in (("/", "index.html"), ("/docs", "docs.html")):
         app.add_api_route(path, _page(file), include_in_schema=False)
@@ -278,33 +280,39 @@ async def _explain(request: Request, error: Exception) -> JSONResponse:
 
 async def _forecast(batcher: Batcher, asked: Question, bars: Sequence[Bar]) -> Forecast:
     past = [bar.timestamp for bar in bars]
-    future = asked.future or _continued(past, asked.horizon)
+    future = await _times(asked, past)
     given = [name for name in COLUMNS if getattr(bars[0], name) is not None]
     frame = pd.DataFrame({name: [getattr(bar, name) for bar in bars] for name in given})
     wish = Wish(asked.horizon, asked.samples, asked.temperature, asked.top_k, asked.top_p, asked.seed)
     clock = [[time.replace(tzinfo=None) for time in times] for times in (past, future)]  # the wall clock, as written
     paths = await batcher.ask(frame, *clock, wish)
-    levels = np.quantile(paths, asked.quantiles, axis=0, method="weibull")  # [Q, horizon, 6]; unbiased coverage with few paths
+    found = Distribution(paths, pd.DatetimeIndex(clock[1]), frame.iloc[-1].reindex(COLUMNS, fill_value=np.nan).to_numpy())
+    levels = np.quantile(paths, asked.quantiles, axis=0)  # [Q, horizon, 6]
 
     def columns(values: np.ndarray) -> dict[str, list[float]]:
         return {name: values[:, place].tolist() for place, name in enumerate(COLUMNS)}
 
     return Forecast(
         timestamps=future,
-        mean=columns(paths.mean(0)),
+        mean=columns(found.mean().to_numpy()),
         quantiles={f"{level:g}": columns(values) for level, values in zip(asked.quantiles, levels, strict=True)},
-        prob_up=(paths[:, :, 3] > bars[-1].close).mean(0).tolist(),
+        prob_up=found.prob_up().tolist(),
         samples=paths.tolist() if asked.return_samples else None,
         lookback=len(bars),
         seed=asked.seed,
     )
 
 
-def _continued(past: Sequence[datetime], horizon: int) -> list[datetime]:
-    """The commonest step between bars, repeated."""
-    steps: Counter[timedelta] = Counter(later - earlier for earlier, later in pairwise(past))
-    step = steps.most_common(1)[0][0]
-    return [past[-1] + step * number for number in range(1, horizon + 1)]
+async def _times(asked: Question, past: Sequence[datetime]) -> list[datetime]:
+    """The times of the bars to come. Raises RequestValidationError where they cannot be told."""
+    if asked.future is not None:
+        return asked.future
+    try:
+        found = await asyncio.to_thread(future_times, past, asked.horizon, asked.calendar)  # a calendar takes a second to load
+    except InputError as error:
+        message = str(error).replace("y_timestamp", "future").replace("x_timestamp", "bars").replace("calendar=", "calendar: ")
+        raise RequestValidationError([{"loc": ("body", "calendar"), "msg": message}]) from error
+    return list(found.to_pydatetime())
 
 
 def read_csv(data: bytes, name: str, missing: str) -> dict[str, Any]:
@@ -337,9 +345,17 @@ def read_csv(data: bytes, name: str, missing: str) -> dict[str, Any]:
 
 def _load(args: argparse.Namespace) -> tuple[Any, str]:
     """(forecaster, what to call it)."""
+    import torch
+
     from kronos.bundle import Bundle, load_bundle
     from kronos.loading import load_predictor, load_tokenizer
 
+    for flag in ("wait_ms", "max_batch", "timeout_s", "threads"):
+        value = getattr(args, flag)
+        if value is not None and not value >= (0 if flag == "wait_ms" else 0.001):
+            raise InputError(f"--{flag.replace('_', '-')} is {value:g}: it must be above 0")
+    if args.threads:
+        torch.set_num_threads(args.threads)
     if bool(args.bundle) == bool(args.tokenizer or args.predictor) or bool(args.tokenizer) != bool(args.predictor):
         raise InputError("give --bundle, or --tokenizer and --predictor (make a bundle with python -m kronos.export)")
     if args.bundle:
@@ -360,8 +376,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="0: any free one (default: 8000)")
     parser.add_argument("--device", help="cuda, mps or cpu (default: the first of these that is there)")
-    parser.add_argument("--wait-ms", type=float, default=5, help="how long a request waits for others to be computed with it (default: 5)")
+    parser.add_argument("--wait-ms", type=float, default=5, help="silence after which what has come is computed (default: 5)")
     parser.add_argument("--max-batch", type=int, default=16, help="requests computed together; 1: one at a time (default: 16)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of the model (default: torch's own choice)")
     parser.add_argument("--timeout-s", type=float, default=60, help="until a request is given up (default: 60)")
     args = parser.parse_args(argv)
     forecaster, name = _load(args)

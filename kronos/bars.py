@@ -23,25 +23,33 @@ class Lookback:
     scale: np.ndarray  # [6] float64, population standard deviation + 1e-5
     stamps: np.ndarray  # [P + horizon, 5] int64: minute, hour, weekday (Monday 0), day, month
     key: int  # names the series for random numbers: a hash of its bars and stamps
+    last: np.ndarray  # [6] float64, the newest bar as given
 
     def restore(self, values: np.ndarray) -> np.ndarray:
         """Undo the z-score of [..., 6]."""
         return values.astype(np.float64) * self.scale + self.mean
 
 
-def prepare(df: pd.DataFrame, x_timestamp: Sequence, y_timestamp: Sequence, pred_len: int, clip: float, where: str = "") -> Lookback:
-    """Check one series and normalise it. `where` begins every message (which series of a batch). Raises InputError."""
+def prepare(
+    df: pd.DataFrame, x_timestamp: Sequence, y_timestamp: Sequence, pred_len: int, clip: float, where: str = "", newest: int | None = None
+) -> Lookback:
+    """Check one series and normalise it. `where` begins every message (which series of a batch). newest: use so many bars, not all.
+
+    Raises InputError.
+    """
     values = _values(df, where)
     stamps = [_stamps(x_timestamp, "x_timestamp", where), _stamps(y_timestamp, "y_timestamp", where)]
     if len(stamps[0]) != len(values):
         raise InputError(f"{where}x_timestamp has {len(stamps[0])} entries for {len(values)} bars: give one timestamp per row of df")
     if len(stamps[1]) != pred_len:
         raise InputError(f"{where}y_timestamp has {len(stamps[1])} entries, pred_len is {pred_len}: give one timestamp per bar to forecast")
+    if newest is not None:  # as if no more had been given
+        values, stamps[0] = values[-newest:], stamps[0][-newest:]
     mean, scale = values.mean(0), values.std(0) + _EPSILON
     normalised = np.clip((values - mean) / scale, -clip, clip).astype(np.float32)
     both = np.concatenate(stamps)
     digest = hashlib.blake2b(values.tobytes() + both.tobytes(), digest_size=8).digest()
-    return Lookback(normalised, mean, scale, both, int.from_bytes(digest, "little"))
+    return Lookback(normalised, mean, scale, both, int.from_bytes(digest, "little"), values[-1])
 
 
 def _values(df: pd.DataFrame, where: str) -> np.ndarray:
@@ -74,12 +82,18 @@ def _column(df: pd.DataFrame, name: str, where: str) -> np.ndarray:
     return column
 
 
-def _stamps(timestamps: Sequence, name: str, where: str) -> np.ndarray:
-    """[n, 5] int64 of the wall clock that the timestamps show (their own zone, if they have one)."""
+def as_times(timestamps: Sequence, name: str, where: str = "") -> pd.DatetimeIndex:
+    """Anything that holds times, as an index. Raises InputError naming the argument `name`."""
     try:
         times = pd.DatetimeIndex(timestamps)
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}{name} cannot be read as times ({error}): give a Series or DatetimeIndex of datetimes") from error
     if times.hasnans:
         raise InputError(f"{where}{name} has no time at entry {int(np.argmax(times.isna()))}: fill or drop it")
+    return times
+
+
+def _stamps(timestamps: Sequence, name: str, where: str) -> np.ndarray:
+    """[n, 5] int64 of the wall clock that the timestamps show (their own zone, if they have one)."""
+    times = as_times(timestamps, name, where)
     return np.stack([times.minute, times.hour, times.day_of_week, times.day, times.month], axis=1).astype(np.int64)

@@ -17,6 +17,8 @@ import pandas as pd
 
 from kronos.forecaster import KronosPredictor
 
+_MOST_WAITS = 4  # times wait_s that the first of a batch waits at most
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -42,14 +44,16 @@ class _Job:
 
 
 class Batcher:
-    """Requests that arrive within `wait_s` of each other, or while the model is busy, become one call of predict_batch in one thread.
+    """Requests that follow each other closely, or come while the model is busy, become one call of predict_batch in one thread.
 
     A series' random numbers depend on its bars and the seed alone, so its paths are the same in any company.
     done: how many "batches" were computed, and of how many "series".
     """
 
     def __init__(self, forecaster: KronosPredictor, *, wait_s: float = 0.005, most: int = 16, waiting: int = 256) -> None:
-        """most: requests taken together. waiting: requests that may wait; more are turned away."""
+        """wait_s: so much silence closes a batch (a lone request waits that long, the first of many at most four times that).
+        most: requests taken together. waiting: requests that may wait; more are turned away.
+        """
         self.forecaster, self.wait_s, self.most = forecaster, wait_s, most
         self.queue: asyncio.Queue[_Job] = asyncio.Queue(waiting)
         self.done: Counter[str] = Counter()
@@ -74,18 +78,15 @@ class Batcher:
             self.thread.shutdown(wait=False, cancel_futures=True)
 
     async def _gather(self) -> list[_Job]:
-        """The first job that comes, and those that come soon after."""
+        """The first job that comes, and those that follow each other closely."""
         jobs = [await self.queue.get()]
-        deadline = asyncio.get_running_loop().time() + self.wait_s
+        latest = asyncio.get_running_loop().time() + _MOST_WAITS * self.wait_s
         while len(jobs) < self.most:
-            if self.queue.empty():
-                try:
-                    async with asyncio.timeout_at(deadline):
-                        jobs.append(await self.queue.get())
-                except TimeoutError:
-                    break
-            else:
-                jobs.append(self.queue.get_nowait())
+            try:
+                async with asyncio.timeout_at(min(latest, asyncio.get_running_loop().time() + self.wait_s)):
+                    jobs.append(await self.queue.get())
+            except TimeoutError:
+                break
         return jobs
 
     async def _answer(self, wish: Wish, jobs: list[_Job]) -> None:

@@ -182,9 +182,9 @@ def _read_pth(path: Path) -> dict[str, Any]:
         raise MissingFileError(f"there is no bundle {path}: give the folder or .pth file that python -m kronos.export wrote")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
+    except PermissionError as error:
         raise InputError(f"cannot read {path} ({error}): check its permissions") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{path} is not a bundle of plain tensors, or is damaged ({reason:.200}): export the pair again") from error
     if not isinstance(content, dict):

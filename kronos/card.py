@@ -22,7 +22,6 @@ from kronos.network import Kronos
 from kronos.tokenizer import KronosTokenizer
 
 _ABOVE = 2  # folders above the weights that are searched: run/best_model, run/checkpoints/best_model
-_SCORES = 30  # rows of the score table at most
 _LICENCE = (
     "MIT, like the code that made it. The model and its format come from *Kronos: A Foundation Model for the Language of Financial "
     "Markets* ([arXiv 2508.02739](https://arxiv.org/abs/2508.02739), [shiyu-coder/Kronos](https://github.com/shiyu-coder/Kronos)). "
@@ -242,39 +241,46 @@ def _is_random(settings: Mapping[str, Any], stage: str) -> bool:
 
 def _results(model: Beside) -> str:
     history = [line for line in model.summary.get("history") or [] if isinstance(line, dict)]
-    losses = _table(
-        ("epoch", "training loss", "validation loss"), [(_number(h.get("epoch")), h.get("train_loss"), h.get("val_loss")) for h in history]
-    )
+    rows = [(line["epoch"] + 1, line.get("train_loss"), line.get("val_loss")) for line in history if _is_number(line.get("epoch"))]
+    losses = _table(("epoch", "training loss", "validation loss"), rows)
     parts = [losses, "Training loss has dropout on and counts other bars: compare validation with validation." if losses else ""]
-    if not model.evaluation:
-        return "\n\n".join(
-            part for part in (*parts, "The pair was not evaluated against baselines: nothing is known about its skill.") if part
-        )
-    sentences = list(dict.fromkeys(_sentences(model.evaluation)))
-    scores = _table(("score", "value"), list(_overall(model.evaluation))[:_SCORES])
-    return "\n\n".join(part for part in ("\n".join(f"- {line}" for line in sentences), scores, *parts) if part)
+    if model.evaluation:
+        parts = [*_scores(model.evaluation), *parts]
+    else:
+        parts.append("The pair was not evaluated against baselines: nothing is known about its skill.")
+    return "\n\n".join(part for part in parts if part)
 
 
-def _sentences(value: Any, key: str = "") -> Iterator[str]:
-    """Plain statements of an evaluation: every text under a key such as "sentence" or "sentences"."""
-    if isinstance(value, str) and key.startswith(("sentence", "conclusion")):
-        yield value
-    elif isinstance(value, list):
-        for item in value:
-            yield from _sentences(item, key)
-    elif isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _sentences(item, str(name))
+def _scores(evaluation: Mapping[str, Any]) -> Iterator[str]:
+    """The sentences of an evaluation, its methods beside each other, how it was measured, and its notes."""
+    sentences = _inside(evaluation, "verdict", "sentences")
+    if isinstance(sentences, list):
+        yield "\n".join(f"- {line}" for line in sentences)
+    rows = []
+    for name, scores in _section(evaluation, "methods").items():
+        skill = _inside(evaluation, "skill", name, "overall")
+        returns = [_inside(scores, "returns", score, "overall") for score in ("crps", "mae")]
+        shares = [_inside(scores, "returns", "directional_accuracy", "overall"), _inside(scores, "bands", "90%", "coverage", "overall")]
+        rows.append((str(_inside(scores, "label") or name), *map(_percent, (skill, *returns, *shares))))
+    yield _table(("method", "the model's CRPS skill against it", "CRPS", "MAE", "direction right", "in 90 % band"), rows)
+    where = _section(evaluation, "origins")
+    if {"scored", "moments", "split", "first", "last"} <= where.keys():
+        asked = "On log returns of {scored} forecasts at {moments} moments of the {split} split, {first} to {last}".format(**where)
+        yield f"{asked}; {_shown(_inside(evaluation, 'settings', 'samples'))} paths each."
+    notes = evaluation.get("notes")
+    if isinstance(notes, list):
+        yield "\n".join(f"- Note: {note}" for note in notes)
 
 
-def _overall(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
-    """Numbers that an evaluation calls "overall", by their path."""
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            if name == "overall" and _is_number(item):
-                yield path.strip(", "), item
-            else:
-                yield from _overall(item, f"{path}, {name}")
+def _inside(value: Any, *keys: str) -> Any:
+    """What lies at a path through mappings; None where the path ends early."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _percent(share: Any) -> str | None:
+    return f"{100 * share:.4g} %" if _is_number(share) else None
 
 
 def _versions(parts: Mapping[str, Beside]) -> str:
@@ -295,10 +301,6 @@ def _section(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _number(epoch: Any) -> Any:
-    return epoch + 1 if _is_number(epoch) else epoch
 
 
 def _joined(*values: Any, by: str = ", ") -> str | None:

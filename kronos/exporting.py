@@ -131,7 +131,8 @@ def _bars(max_context: int, seed: int = 0) -> tuple[pd.DataFrame, pd.DatetimeInd
 def _paths(bundle: Bundle, samples: int = _SAMPLES, seed: int = 0, bars: int = 0) -> np.ndarray:
     """Paths [samples, horizon, 6] of the bars numbered `bars`."""
     given = _bars(bundle.max_context, bars)
-    return bundle.forecaster("cpu").predict(*given, len(given[2]), sample_count=samples, verbose=False, seed=seed, return_samples=True)
+    how = {"sample_count": samples, "seed": seed, "verbose": False, "return_samples": True, "consistent": False}
+    return bundle.forecaster("cpu").predict(*given, len(given[2]), **how)
 
 
 def _deviation(bundle: Bundle, seen: np.ndarray) -> float:

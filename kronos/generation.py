@@ -9,7 +9,7 @@ While a sequence fits into max_context, each step sees all of it, and only the n
   a little of them lives on: deeper layers see up to (layers * max_context) tokens back. Forecasts differ from the exact ones.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -24,78 +24,80 @@ Tokens = tuple[Tensor, Tensor]
 
 
 class _Paths:
-    """The sequences being written: prefix [B, P] per series, generated [B, S, horizon] per sample."""
+    """The sequences being written: prefixes [B, P] by group, generated [B, S, horizon] per sample."""
 
     def __init__(
-        self, model: PackedPredictor, prefix: Tokens, stamps: Tensor, samples: int, max_context: int, lengths: Tensor | None, rolling: bool
+        self, model: PackedPredictor, prefixes: Sequence[Tokens], stamps: Sequence[Tensor], plan: Plan, max_context: int, rolling: bool
     ) -> None:
-        self.model, self.prefix, self.samples, self.max_context = model, prefix, samples, max_context
-        self.lengths, self.rolling = lengths, rolling
-        b, self.size = prefix[0].shape
-        self.horizon = stamps.shape[1] - self.size
-        self.made = tuple(prefix[0].new_zeros(b, samples, self.horizon) for _ in range(2))
-        self.clock = model.clock(stamps)  # [B, P + horizon, d]
+        self.model, self.prefixes, self.plan, self.max_context, self.rolling = model, prefixes, plan, max_context, rolling
+        self.sizes = [prefix[0].shape[1] for prefix in prefixes]
+        clocks = [model.clock(part) for part in stamps]  # [B, P + horizon, d]
+        self.past = [clock[:, :size] for clock, size in zip(clocks, self.sizes, strict=True)]
+        self.future = torch.cat([clock[:, size:] for clock, size in zip(clocks, self.sizes, strict=True)])  # [B, horizon, d]
+        series = self.future.shape[0]
+        self.made = tuple(prefixes[0][0].new_zeros(series, plan.samples, plan.capacity) for _ in range(2))
         self.cached: CachedPredictor | None = None
 
     def state_before(self, step: int) -> CachedPredictor:
         """A predictor whose `hidden` is that of the token before `step`."""
-        if self.size + step > self.max_context and not self.rolling:
-            assert self.lengths is None, "series of different lengths must fit into max_context"
-            return self._window(step)
+        if not self.rolling and max(self.sizes) + step > self.max_context:
+            assert len(self.sizes) == 1, "series whose window slides are computed beside others of their length only"
+            return self._window(self.sizes[0], step)
         if self.cached is None:
-            window = self.max_context if self.rolling else None
-            self.cached = CachedPredictor(self.model, Plan(self.samples, self.horizon, self.lengths, window))
-            start = max(0, self.size - self.max_context)
-            self.cached.prefill(*(ids[:, start:] for ids in self.prefix), self.clock[:, start : self.size])
+            self.cached = CachedPredictor(self.model, self.plan)
+            for prefix, clock in zip(self.prefixes, self.past, strict=True):
+                self.cached.prefill(*(part[:, -self.max_context :] for part in (*prefix, clock)))
         else:
-            place = self.size + step
-            self.cached.extend(*(ids[:, :, step - 1 : step] for ids in self.made), self.clock[:, place - 1 : place])
+            self.cached.extend(*(ids[:, :, step - 1 : step] for ids in self.made), self.future[:, step - 1 : step])
         return self.cached
 
-    def _window(self, step: int) -> CachedPredictor:
+    def _window(self, size: int, step: int) -> CachedPredictor:
         """Everything anew for a step whose window has slid: the last max_context tokens."""
-        start = self.size + step - self.max_context
-        made = tuple(ids[:, :, max(0, start - self.size) : step] for ids in self.made)
-        if start < self.size and self.samples > 1:  # the part before the first generated token is the same for all samples
-            cached = CachedPredictor(self.model, Plan(self.samples, step))
-            cached.prefill(*(ids[:, start:] for ids in self.prefix), self.clock[:, start : self.size])
+        start, samples = size + step - self.max_context, self.plan.samples
+        after = slice(max(0, start - size), step)
+        old = [part[:, start:] for part in (*self.prefixes[0], self.past[0])]
+        made, clock = [ids[:, :, after] for ids in self.made], self.future[:, after]
+        if start < size and samples > 1:  # the part before the first generated token is the same for all samples
+            cached = CachedPredictor(self.model, Plan(samples, step))
+            cached.prefill(*old)
             if step:
-                cached.extend(*made, self.clock[:, self.size : self.size + step])
+                cached.extend(*made, clock)
             return cached
-        pairs = zip(self.prefix, made, strict=True)
-        rows = [torch.cat((old[:, start:].repeat_interleave(self.samples, 0), new.flatten(0, 1)), 1) for old, new in pairs]
+        new = [*(ids.flatten(0, 1) for ids in made), clock.repeat_interleave(samples, 0)]
         cached = CachedPredictor(self.model, Plan(1, 0))
-        cached.prefill(*rows, self.clock[:, start : self.size + step].repeat_interleave(self.samples, 0))
+        cached.prefill(*(torch.cat((a.repeat_interleave(samples, 0), b), 1) for a, b in zip(old, new, strict=True)))
         return cached
 
 
 @torch.inference_mode()
 def generate(
     model: Kronos | PackedPredictor,
-    prefix: Tokens,
-    stamps: Tensor,
+    prefixes: Sequence[Tokens],
+    stamps: Sequence[Tensor],
     uniforms: Tensor,
     how: Sampling,
     max_context: int,
-    lengths: Tensor | None = None,
-    on_step: Callable[[], object] | None = None,
+    *,
     rolling: bool = False,
+    on_step: Callable[[], object] | None = None,
 ) -> Tokens:
-    """Continue each of B series along S sampled paths. Draws nothing but `uniforms`, drops nothing out.
+    """Continue each of B series along S sampled paths.
 
-    prefix: coarse and fine tokens, [B, P] int64 each, padded on the right where `lengths` [B] is given. stamps: [B, P + horizon, 5] of
-    prefix and future; with `lengths` the future's stamps start at column P all the same. uniforms: [B, S, horizon, 2] in [0, 1).
-    rolling: keep the cache beyond max_context (see above). Returns the generated coarse and fine tokens, [B, S, horizon] int64 each.
+    prefixes: per group of series of one length, coarse and fine tokens, [B_g, P_g] int64 each. stamps: per group, of prefix and future,
+    [B_g, P_g + horizon, 5]. uniforms: [B, S, horizon, 2] in [0, 1), series in the order of the groups. rolling: keep the cache beyond
+    max_context (see above); otherwise series that outgrow it must come alone or with others of their length.
+    Returns the generated coarse and fine tokens, [B, S, horizon] int64 each.
     """
     _, samples, horizon, _ = uniforms.shape
     model = model if isinstance(model, PackedPredictor) else PackedPredictor(model)
-    paths = _Paths(model, prefix, stamps, samples, max_context, lengths, rolling)
+    paths = _Paths(model, prefixes, stamps, Plan(samples, horizon, max_context if rolling else None), max_context, rolling)
     numbers = uniforms.movedim(2, 0).flatten(1, 2)  # [horizon, B * S, 2]
     for step in range(horizon):
         state = paths.state_before(step)
-        s1 = draw(state.coarse_logits(), numbers[step, :, 0], how).view(-1, samples)
-        s2 = draw(state.fine_logits(s1.view(-1, state.plan.samples)), numbers[step, :, 1], how)
-        paths.made[0][:, :, step], paths.made[1][:, :, step] = s1, s2.view(-1, samples)
+        s1 = draw(state.coarse_logits(), numbers[step, :, 0], how)
+        s2 = draw(state.fine_logits(s1), numbers[step, :, 1], how)
+        for ids, drawn in zip(paths.made, (s1, s2), strict=True):
+            ids[:, :, step] = drawn.view(-1, samples)
         if on_step is not None:
             on_step()
     return paths.made
@@ -111,19 +113,17 @@ def encode_bars(tokenizer: KronosTokenizer | PackedTokenizer, bars: Tensor) -> T
 
 
 @torch.inference_mode()
-def decode_paths(
-    tokenizer: KronosTokenizer | PackedTokenizer, prefix: Tokens, made: Tokens, max_context: int, lengths: Tensor | None = None
-) -> Tensor:
+def decode_paths(tokenizer: KronosTokenizer | PackedTokenizer, prefix: Tokens, made: Tokens, max_context: int) -> Tensor:
     """Bars [B, S, horizon, d_in] of the generated tokens [B, S, horizon], decoded after their prefix [B, P] (as much of both as fits)."""
     packed = tokenizer if isinstance(tokenizer, PackedTokenizer) else PackedTokenizer(tokenizer)
     (batch, samples, horizon), size = made[0].shape, prefix[0].shape[1]
     start = max(0, size + horizon - max_context)
     fresh = packed.vectors_of(made)  # [B, S, horizon, d]
     if start >= size:  # nothing of the prefix is left in the window
-        assert lengths is None and start == size, "the horizon must fit into max_context"
+        assert start == size, "the horizon must fit into max_context"
         rows = CachedBlocks(packed.decoder, Plan(1, 0)).prefill(fresh.flatten(0, 1))
     else:
-        blocks = CachedBlocks(packed.decoder, Plan(samples, horizon, lengths))
+        blocks = CachedBlocks(packed.decoder, Plan(samples, horizon))
         blocks.prefill(packed.vectors_of(tuple(ids[:, start:] for ids in prefix)))
         rows = blocks.extend(fresh.flatten(0, 2))
     return packed.head(rows).view(batch, samples, horizon, -1)

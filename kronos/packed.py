@@ -8,35 +8,35 @@ here trains, drops out or notices later changes of the modules: pack again after
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kronos.dense import Dense, Weights, dense, gate, stacked, weights_of
+from kronos.dense import Numbers, Weights, dense, gate, stacked, weights_of
 from kronos.layers import Attention, Block, RMSNorm, Rotary, Rotation
 from kronos.network import STAMP_SIZES, Kronos
 from kronos.tokenizer import KronosTokenizer
 
 
 class Norm:
-    """RMS norm of rows without its weight and without the root of their width: both go into the layer that reads it (`folded`)."""
+    """RMS norm of rows. With `folded` it leaves out the norm's weight: the layers that read it carry it (`_reading`)."""
 
-    def __init__(self, norm: RMSNorm, dtype: torch.dtype) -> None:
+    def __init__(self, norm: RMSNorm, dtype: torch.dtype, *, folded: bool) -> None:
         width = norm.weight.numel()
-        self.gain = norm.weight.detach() * width**0.5
         self.wide = torch.promote_types(dtype, torch.float32)
-        self.floor = torch.tensor((norm.eps * width) ** 0.5, dtype=self.wide, device=norm.weight.device)
+        self.gain = None if folded else (norm.weight.detach() * width**0.5).to(dtype)
+        self.floor = torch.tensor(norm.eps * width, dtype=self.wide, device=norm.weight.device)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x / sqrt(|x|² + width * eps): three operations, where torch.rms_norm takes six on a CPU."""
-        return (x / torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=self.wide).hypot_(self.floor)).to(x.dtype)
+        """x / sqrt(|x|² + width * eps), and unless folded times sqrt(width) * weight. Half the operations of torch.rms_norm on a CPU."""
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=self.wide)
+        y = (x * torch.addcmul(self.floor, size, size).rsqrt_()).to(x.dtype)
+        return y if self.gain is None else y * self.gain
 
 
-def _dense(*linears: nn.Module, dtype: torch.dtype) -> Dense:
-    return dense(_typed(stacked(*map(weights_of, linears)), dtype))
-
-
-def _typed(weights: Weights, dtype: torch.dtype) -> Weights:
-    """In the type that activations have; int8 weights and what belongs to them stay."""
-    return weights if weights.scale is not None else Weights(*(None if part is None else part.to(dtype) for part in weights))
+def _reading(weights: Weights, norm: RMSNorm) -> Weights:
+    """A layer that takes what a folded norm gives. int8 weights are rounded already and stay as they are: their norm is not folded."""
+    if weights.scale is not None:
+        return weights
+    return weights._replace(weight=weights.weight * (norm.weight.detach() * norm.weight.numel() ** 0.5))
 
 
 def _queries(attention: Attention) -> Weights:
@@ -47,22 +47,20 @@ def _queries(attention: Attention) -> Weights:
 class PackedBlock:
     """One transformer block."""
 
-    def __init__(self, block: Block, dtype: torch.dtype) -> None:
-        attention = block.self_attn
+    def __init__(self, block: Block, numbers: Numbers) -> None:
+        attention, ffn = block.self_attn, block.ffn
         self.heads, self.rotary = attention.n_heads, attention.rotary
-        self.norm1, self.norm2 = Norm(block.norm1, dtype), Norm(block.norm2, dtype)
         projections = stacked(_queries(attention), weights_of(attention.k_proj), weights_of(attention.v_proj))
-        self.projections = dense(_typed(projections, dtype))
-        self.out = _dense(attention.out_proj, dtype=dtype)
-        self.gate = gate(*(_typed(weights_of(w), dtype) for w in (block.ffn.w1, block.ffn.w3)))
-        self.w2 = _dense(block.ffn.w2, dtype=dtype)
+        self.norm1 = Norm(block.norm1, numbers.activations, folded=projections.scale is None)
+        self.projections = dense(_reading(projections, block.norm1), numbers)
+        self.out, self.w2 = dense(weights_of(attention.out_proj), numbers), dense(weights_of(ffn.w2), numbers)
+        w1, w3 = (_reading(weights_of(part), block.norm2) for part in (ffn.w1, ffn.w3))
+        self.norm2, self.gate = Norm(block.norm2, numbers.activations, folded=w1.scale is None), gate(w1, w3, numbers)
 
-    def queries_keys_values(self, x: Tensor, turn: Rotation, batch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows [B * T, d] -> scaled and turned queries, turned keys, values, each [B, T, H, D]. turn: [T, 1, 1, D] or [B, T, 1, 1, D]."""
-        parts = self.projections(self.norm1(x)).view(batch, -1, 3, self.heads, x.shape[1] // self.heads)
-        both, (cos, sin) = parts[:, :, :2], turn
-        turned = (both * cos).addcmul_(both.roll(both.shape[-1] // 2, -1), sin)  # as `ops.rotate`
-        return turned[:, :, 0], turned[:, :, 1], parts[:, :, 2]
+    def queries_keys_values(self, x: Tensor, turn: Rotation) -> Tensor:
+        """Rows [N, d] -> scaled and turned queries, turned keys, values, [N, 3, H, D]. turn: `turns` of the first rows' places; repeats."""
+        parts = self.projections(self.norm1(x)).view(-1, turn[0].shape[0], 3, self.heads, x.shape[1] // self.heads)
+        return (parts * turn[0]).addcmul_(parts.roll(parts.shape[-1] // 2, -1), turn[1]).flatten(0, 1)  # as `ops.rotate`
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """Rows [N, d] before the block and what attention made of the values [N, d] -> rows after the block."""
@@ -70,17 +68,25 @@ class PackedBlock:
         return self.w2.onto(self.gate(self.norm2(x)), x)
 
 
-class PackedPredictor:
-    """The predictor. dtype: of weights and activations (default: the model's own)."""
+def turns(rotary: Rotary, length: int, dtype: torch.dtype) -> Rotation:
+    """Turns of queries, keys and values (which do not turn: then all three are one operation), [length, 3, 1, D] each."""
+    cos, sin = rotary.table(length, dtype)
+    return tuple(torch.stack((part, part, torch.full_like(part, still)), 1)[:, :, None] for part, still in ((cos, 1), (sin, 0)))
 
-    def __init__(self, model: Kronos, dtype: torch.dtype | None = None) -> None:
-        self.dtype = dtype = dtype or model.norm.weight.dtype
-        self.blocks = [PackedBlock(block, dtype) for block in model.transformer]
-        self.norm, self.fine_norm = Norm(model.norm, dtype), Norm(model.dep_layer.norm, dtype)
-        cross = model.dep_layer.cross_attn
-        self.heads, self.keys_values = cross.n_heads, _dense(cross.k_proj, cross.v_proj, dtype=dtype)
-        self.out = _dense(cross.out_proj, dtype=dtype)
-        self.coarse_head, self.fine_head = (_dense(head, dtype=dtype) for head in (model.head.proj_s1, model.head.proj_s2))
+
+class PackedPredictor:
+    """The predictor. numbers: types of activations and weights (default: the model's own)."""
+
+    def __init__(self, model: Kronos, numbers: Numbers | None = None) -> None:
+        numbers = numbers or Numbers(model.norm.weight.dtype)
+        self.dtype = numbers.activations
+        self.blocks = [PackedBlock(block, numbers) for block in model.transformer]
+        cross, fine = model.dep_layer.cross_attn, weights_of(model.head.proj_s2)
+        self.norm = Norm(model.norm, self.dtype, folded=False)
+        self.fine_norm = Norm(model.dep_layer.norm, self.dtype, folded=fine.scale is None)
+        self.heads, self.keys_values = cross.n_heads, dense(stacked(weights_of(cross.k_proj), weights_of(cross.v_proj)), numbers)
+        self.out, self.coarse_head = dense(weights_of(cross.out_proj), numbers), dense(weights_of(model.head.proj_s1), numbers)
+        self.fine_head = dense(_reading(fine, model.dep_layer.norm), numbers)
         self.clock_tables = [getattr(model.time_emb, f"{name}_embed").weight.detach() for name in STAMP_SIZES]
         with torch.no_grad():
             self._make_tables(model)
@@ -92,7 +98,7 @@ class PackedPredictor:
         for_s1, for_s2 = (fusion.floating() * math.sqrt(s1.shape[1])).to(s1.dtype).chunk(2, 1)
         self.s1_table = (s1 @ for_s1.t() + fusion.bias).to(self.dtype)
         self.s2_table = (s2 @ for_s2.t()).to(self.dtype)
-        self.query_table = dense(_queries(model.dep_layer.cross_attn))(s1).to(self.dtype)
+        self.query_table = dense(_queries(model.dep_layer.cross_attn), Numbers(s1.dtype))(s1).to(self.dtype)
 
     def clock(self, stamps: Tensor) -> Tensor:
         """Stamps [..., 5] int64 -> their embedding [..., d]."""
@@ -107,13 +113,15 @@ class PackedPredictor:
 class PackedTokenizer:
     """The tokenizer: bars to ids, and ids to what the decoder reads; the decoder's blocks and head for `generation.decode_paths`."""
 
-    def __init__(self, tokenizer: KronosTokenizer) -> None:
-        dtype = tokenizer.head.weight.dtype
+    def __init__(self, tokenizer: KronosTokenizer, numbers: Numbers | None = None) -> None:
+        """numbers: of the decoder's blocks. The rest keeps its own: the encoder's outputs are cut at 0, where rounding flips ids."""
+        self.dtype = tokenizer.head.weight.dtype
+        own = Numbers(self.dtype)
         self.quantizer = tokenizer.tokenizer
-        self.encoder, self.decoder = ([PackedBlock(block, dtype) for block in blocks] for blocks in (tokenizer.encoder, tokenizer.decoder))
-        self.embed, self.quantised = _dense(tokenizer.embed, dtype=dtype), _dense(tokenizer.quant_embed, dtype=dtype)
-        self.read, self.head = _dense(tokenizer.post_quant_embed, dtype=dtype), _dense(tokenizer.head, dtype=dtype)
-        self.dtype = dtype
+        self.encoder = [PackedBlock(block, own) for block in tokenizer.encoder]
+        self.decoder = [PackedBlock(block, numbers or own) for block in tokenizer.decoder]
+        layers = (tokenizer.embed, tokenizer.quant_embed, tokenizer.post_quant_embed, tokenizer.head)
+        self.embed, self.quantised, self.read, self.head = (dense(weights_of(layer), own) for layer in layers)
 
     def vectors_of(self, ids: tuple[Tensor, Tensor]) -> Tensor:
         """Coarse and fine ids [...] -> what the decoder reads, [..., d]."""

@@ -134,7 +134,7 @@ class Programs:
         *,
         seed: int = 0,
     ) -> np.ndarray:
-        """Paths [samples, pred_len, 6] of one series: those of `KronosPredictor.predict` under the same seed, before any correction.
+        """Paths [samples, pred_len, 6] of one series: those of `KronosPredictor.predict` with consistent=False under the same seed.
 
         Raises InputError naming what is wrong.
         """

@@ -9,7 +9,8 @@ from torch import Tensor
 from kronos.errors import InputError
 
 _CHUNK = 16  # rows drawn at once on a CPU: their tables stay in the second-level cache
-_UNIFORM_BITS = 52  # so that u <= 1 - 2^-52, and u times any float64 total stays below that total
+_UNIFORM_BITS = 52
+_LARGEST = 1 - 2.0**-_UNIFORM_BITS  # times any float64 total this stays below that total, so that some token is always beyond it
 
 
 @dataclass(frozen=True)
@@ -66,28 +67,29 @@ def draw(logits: Tensor, uniforms: Tensor, how: Sampling) -> Tensor:
 
 def _draw_on_cpu(logits: Tensor, uniforms: Tensor, how: Sampling) -> Tensor:
     """The same in numpy: at the few rows of a generation step half the time of torch, whose sort alone takes longer."""
-    rows = logits.detach().reshape(-1, logits.shape[-1]).double().numpy()
-    numbers = uniforms.detach().reshape(-1, 1).double().numpy()
+    rows = logits.detach().reshape(-1, logits.shape[-1])
+    rows = (rows.float() if rows.dtype.itemsize < 4 else rows).numpy()
+    numbers = np.minimum(uniforms.detach().reshape(-1, 1).numpy(), _LARGEST)
     picked = [_pick(rows[i : i + _CHUNK], numbers[i : i + _CHUNK], how) for i in range(0, len(rows), _CHUNK)]
     return torch.from_numpy(picked[0] if len(picked) == 1 else np.concatenate(picked)).view(logits.shape[:-1])
 
 
 def _pick(logits: np.ndarray, uniforms: np.ndarray, how: Sampling) -> np.ndarray:
-    """Logits [N, V] and uniforms [N, 1], float64 -> tokens [N]."""
-    size = logits.shape[1]
-    p = logits - logits.max(1, keepdims=True)
-    p /= how.temperature
+    """Logits [N, V] and uniforms [N, 1] -> tokens [N]. Probabilities are float64 and not normalised."""
+    count, size = logits.shape
+    p = np.subtract(logits, logits.max(1, keepdims=True), dtype=np.float64)
+    if how.temperature != 1:
+        p /= how.temperature
     np.exp(p, out=p)
     limit = min(how.top_k, size) if how.top_k > 0 else size
     if limit < size or how.top_p < 1:
-        best = np.sort(p, axis=1)[:, : -limit - 1 : -1]  # descending
+        best = np.sort(p, 1)[:, size - limit :]  # ascending
         upto = best.cumsum(1)
-        kept = (upto - best <= how.top_p * upto[:, -1:]).sum(1, keepdims=True) if how.top_p < 1 else np.full((len(p), 1), limit)
-        p *= p >= np.take_along_axis(best, kept - 1, axis=1)
+        total = upto[:, -1:]
+        dropped = (total - upto <= how.top_p * total).argmax(1)  # the first that stays: what is before it, descending, is total - upto
+        p *= p >= best[np.arange(count), dropped][:, None]
     cumulative = p.cumsum(1)
-    total = cumulative[:, -1:]
-    # A number so close to 1 that the product rounds up to the total still gives the last possible token, never a filtered one.
-    return np.minimum((cumulative <= uniforms * total).sum(1), (cumulative < total).sum(1))
+    return (cumulative > uniforms * cumulative[:, -1:]).argmax(1)
 
 
 def _mix(h: np.ndarray) -> np.ndarray:

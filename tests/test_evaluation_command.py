@@ -74,7 +74,7 @@ def test_the_numbers_hold_every_score_of_every_method_by_step_and_overall(evalua
     assert list(numbers["methods"]) == ["model", "persistence", "drift", "seasonal_naive", "volatility_20", "volatility_60", "ar"]
     common = {"mae", "rmse", "mape", "r2", "correlation", "crps", "pinball"}
     for table in numbers["methods"].values():
-        assert set(table["returns"]) == common | {"directional_accuracy"} and set(table["prices"]) == common
+        assert set(table["returns"]) == common | {"directional_accuracy", "brier"} and set(table["prices"]) == common
         assert set(table["bands"]) == {"50%", "80%", "90%"} and len(table["pit_histogram"]) == 20
         assert {"mae", "rmse", "bias", "correlation"} <= set(table["volatility"]) and table["ic"] is None
         for score in (*table["returns"].values(), *table["prices"].values(), table["bands"]["90%"]["coverage"]):
@@ -87,6 +87,7 @@ def test_the_numbers_hold_every_score_of_every_method_by_step_and_overall(evalua
     )
     calibration = numbers["calibration"]
     assert {"before", "after", "shift"} <= set(calibration) and np.array(calibration["shift"]).shape == (4, 7)
+    assert 0 <= numbers["coverage_90"]["low"] <= numbers["coverage_90"]["before"] <= numbers["coverage_90"]["high"] <= 1
     assert numbers["origins"]["scored"] == 24 and numbers["origins"]["series"] == ["S0", "S1"]
 
 

@@ -1,5 +1,7 @@
 """Rolling origins: where they stand, that all series share them, and that nothing that prepares is known later than the first score."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from bars import make_panel
@@ -86,6 +88,16 @@ def test_too_few_origins_are_refused_with_the_keys_that_help():
         origins_of(make_world(2, 400), stride=12)
     with pytest.raises(InputError, match=r"test split has no window; set data.test_ratio"):
         choose_origins(windows(make_world(2, 300), (0.7, 0.3, 0.0)), settings(), lambda _: None)
+
+
+def test_origins_without_a_positive_close_are_left_out_and_counted():
+    panel = make_world(1, 200)
+    features = panel.features.copy()
+    features[170, :4] = 0
+    said = []
+    found = rolling_origins(windows(replace(panel, features=features)).test, say=said.append)
+    assert (found.closes > 0).all() and len(found) > 10
+    assert f"left out: {1 + HORIZON} origins" in said[0]
 
 
 def test_auto_says_that_the_later_half_of_validation_is_scored():

@@ -7,6 +7,7 @@ import scipy.stats
 
 from finetune.evaluation.scores import (
     LEVELS,
+    brier,
     correlation,
     direction_hits,
     fair_crps,
@@ -133,6 +134,10 @@ def test_direction_counts_signs_a_coin_for_no_opinion_and_nothing_for_no_move():
     np.testing.assert_array_equal(hits, [1, 0, 0.5, np.nan])
 
 
+def test_the_brier_score_of_a_coin_is_a_quarter_and_of_certainty_right_or_wrong_0_or_1():
+    np.testing.assert_array_equal(brier(np.array([0.5, 1.0, 1.0, 0.3]), np.array([0.2, 0.1, -0.1, 0.0])), [0.25, 0, 1, np.nan])
+
+
 def test_information_coefficients_are_the_mean_over_moments_of_scipys(rng):
     moments, symbols = 20, 12
     forecast, outcome = rng.normal(size=(2, moments, symbols, 2))
@@ -147,6 +152,7 @@ def test_information_coefficients_are_the_mean_over_moments_of_scipys(rng):
         assert table["rank_ic"]["by_step"][step] == pytest.approx(ranks.mean())
         assert table["rank_icir"]["by_step"][step] == pytest.approx(ranks.mean() / ranks.std())
     assert table["moments"] == moments
+    assert table["ic"]["overall"] == pytest.approx(np.mean(table["ic"]["by_step"]))
 
 
 def test_below_ten_symbols_there_is_no_information_coefficient(rng):

@@ -127,7 +127,7 @@ def test_nan_prices_text_and_wrong_lengths_are_named_with_row_and_column(forecas
         (lambda: ask(forecaster, horizon=0), "pred_len is 0"),
         (lambda: ask(forecaster, sample_count=0), "sample_count is 0"),
         (lambda: ask(forecaster, T=0.0), "temperature T is 0.0"),
-        (lambda: ask(forecaster, horizon=70), "y_timestamp has 40 entries, pred_len is 70"),
+        (lambda: ask(forecaster, horizon=50), "y_timestamp has 40 entries, pred_len is 50"),
         (lambda: forecaster.predict(BARS[:9], TIMES[:8], TIMES[9:12], 3), "x_timestamp has 8 entries for 9 bars"),
         (lambda: forecaster.predict(BARS[:9], TIMES[:9], ["a", "b", "c"], 3), "y_timestamp cannot be read as times"),
         (lambda: forecaster.predict(BARS[:9], TIMES[:9], [TIMES[1], pd.NaT], 2), "y_timestamp has no time at entry 1"),

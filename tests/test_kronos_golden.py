@@ -60,7 +60,7 @@ def forecasts() -> dict[str, torch.Tensor]:
         )
         past, times = bars[:lookback], bars["timestamps"]
         future = times[lookback : lookback + horizon]
-        forecast = forecaster.predict(past, times[:lookback], future, horizon, top_k=1, top_p=1.0, verbose=False)
+        forecast = forecaster.predict(past, times[:lookback], future, horizon, top_k=1, top_p=1.0, verbose=False, consistent=False)
         found[name] = torch.tensor(forecast.to_numpy())
     return found
 

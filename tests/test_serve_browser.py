@@ -111,8 +111,9 @@ class Browser:
         return self.run(f"document.querySelectorAll({json.dumps(selector)}).length")
 
     def status(self, kind: str) -> str:
-        """What the page says, once it is of a kind: done or wrong."""
-        self.until(f"document.querySelector('#status').className === '{kind}'")
+        """What the page says once it is at rest, which must be of a kind: done or wrong."""
+        found = self.until("['done', 'wrong'].find((kind) => document.querySelector('#status').className === kind)")
+        assert found == kind, self.text("#status")
         return self.text("#status")
 
 

@@ -69,7 +69,7 @@ function readFile(file) {
 async function forecast(still) {
   const [horizon, started] = [get("horizon").valueAsNumber, performance.now()];
   tell("busy", "forecasting", { horizon, name: state.name });
-  const asked = { bars: state.bars, horizon, quantiles: LEVELS };
+  const asked = { bars: state.bars, horizon, quantiles: LEVELS, calendar: get("calendar").value || null };
   for (const id of ["samples", "temperature", "top_p", "seed"]) asked[id] = get(id).valueAsNumber;
   const options = { method: "POST", body: JSON.stringify(asked), headers: { "content-type": "application/json" } };
   const found = await ask("/predict", options);

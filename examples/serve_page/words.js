@@ -3,7 +3,7 @@ export const WORDS = {
   en: {
     title: "Kronos forecast", other: "中文", drop: "Drop a CSV here, or choose one",
     columns: "columns timestamps, open, high, low, close and, if known, volume, amount; one series",
-    settings: "Settings", horizon: "Bars to forecast", samples: "Paths", temperature: "Temperature", topP: "Top p", seed: "Seed",
+    settings: "Settings", horizon: "Bars to forecast", calendar: "Exchange", always: "never closes", samples: "Paths", temperature: "Temperature", topP: "Top p", seed: "Seed",
     missing: "leave out bars that cannot be used (missing: drop)", go: "Forecast again", sample: "Try it with made-up bars",
     reading: "Reading {name} …", forecasting: "Forecasting {horizon} bars of {name} …",
     done: "{name}: {horizon} bars forecast from {lookback}, in {seconds} s.",
@@ -18,7 +18,7 @@ export const WORDS = {
   zh: {
     title: "Kronos 预测", other: "English", drop: "将 CSV 拖到这里，或点击选择",
     columns: "列：timestamps、open、high、low、close，可选 volume、amount（也可用中文列名）；每个文件一个品种",
-    settings: "设置", horizon: "预测根数", samples: "路径数", temperature: "温度", topP: "Top p", seed: "随机种子",
+    settings: "设置", horizon: "预测根数", calendar: "交易所", always: "全天候（不休市）", samples: "路径数", temperature: "温度", topP: "Top p", seed: "随机种子",
     missing: "略去无法使用的 K 线（missing: drop）", go: "重新预测", sample: "用虚构的 K 线试一试",
     reading: "正在读取 {name} …", forecasting: "正在预测 {name} 的 {horizon} 根 K 线 …",
     done: "{name}：由 {lookback} 根预测 {horizon} 根，用时 {seconds} 秒。",

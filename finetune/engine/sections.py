@@ -287,7 +287,9 @@ class DeviceSection(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = key("auto", "auto: CUDA, else MPS, else CPU; a named one must be there")
     use_cuda: bool = key(True, "false: auto chooses the CPU even where there is a GPU")
     device_id: int = key(0, "which GPU, counted from 0; under torchrun each process takes its own", ge=0, le=1023)
-    cpu_threads: int = key(0, "threads for computing on the CPU, per process; 0: torch's choice. Fewer is faster on a busy machine", ge=0, le=1024)
+    cpu_threads: int = key(
+        0, "threads for computing on the CPU, per process; 0: torch's choice; fewer is faster on a busy machine", ge=0, le=1024
+    )
     panel_on_device: bool = key(True, "keep the bars in GPU memory if they take no more than a quarter of it")
 
     def problems(self) -> Iterator[tuple[str, str]]:

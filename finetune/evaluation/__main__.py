@@ -26,16 +26,17 @@ def main() -> None:
 
     from finetune.data.config import PipelineConfig  # after the arguments: --help need not wait for torch
     from finetune.engine.config import load_config
-    from finetune.evaluation.trained import evaluate_trained
+    from finetune.evaluation.trained import evaluate_trained, find_pair
 
     flags = [f"evaluation.split={args.split}"] if args.split else []
     flags += [f"data.data_path={json.dumps(args.data)}"] if args.data else []
     config = load_config(PipelineConfig, args.config, [*args.overrides, *flags])
+    model, tokenizer = find_pair(config, args.model, args.tokenizer)  # before reading bars, which may take long
     evaluate_trained(
         config,
         config.data.load(),
-        model=args.model,
-        tokenizer=args.tokenizer,
+        model=model,
+        tokenizer=tokenizer,
         out=Path(args.out).expanduser() if args.out else None,
     )
 

@@ -16,6 +16,7 @@ from finetune.evaluation.scores import BANDS, LEVELS
 from finetune.evaluation.tables import PIT_BINS
 
 _SCALE = 1.6  # as the fan chart
+_NICE = (1, 2, 5, 10)  # whole per cents only
 _GOAL = (0.87, 0.93)  # where calibration should bring the 90 % band
 
 
@@ -128,6 +129,7 @@ def _coverage_by_step(axes: Axes, found: Evaluation) -> None:
     axes.set_ylim(max(0.0, lowest - 0.03), 1.005)
     axes.set_xlabel("bars ahead", fontsize=10, color=MUTED)
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=_NICE))
     axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
     _legend(axes)
 
@@ -149,6 +151,7 @@ def draw_pit(found: Evaluation, path: Path) -> None:
     axes.vlines(middle, low, high, color=INK, linewidth=1.4)
     axes.axhline(1 / PIT_BINS, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     axes.set_xlim(0, 1)
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=_NICE))
     axes.set_xlabel("share of sampled paths below the outcome", fontsize=10, color=MUTED)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1, 0))

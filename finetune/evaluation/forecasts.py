@@ -17,7 +17,7 @@ from finetune.evaluation.origins import CLOSE, Origins
 from finetune.evaluation.scores import LEVELS, fair_crps, path_quantiles, randomised_pit, realised_volatility
 from kronos import KronosPredictor
 
-_CHUNK = 64  # origins whose paths are held together
+_CHUNK, _CHUNK_VALUES = 64, 4_000_000  # origins whose paths are held together, fewer where paths are many or long
 _TELL_EVERY_S = 30.0
 _FLOOR = 1e-3  # a sampled price at or below 0 has no return: it counts as this share of the origin's close, and is reported
 
@@ -68,16 +68,17 @@ def forecast_all(forecaster: Forecaster, origins: Origins, samples: int, seed: i
     say: shows a bar in a terminal; elsewhere it is told every half minute how far the forecasts are.
     """
     pieces: list[dict[str, np.ndarray]] = []
+    size = max(1, min(_CHUNK, _CHUNK_VALUES // (samples * origins.horizon)))
     told = begun = time.monotonic()
     with tqdm(total=len(origins), disable=None if say else True, unit="forecast", desc=forecaster.label, leave=False) as bar:
-        for first in range(0, len(origins), _CHUNK):
-            index = np.arange(first, min(first + _CHUNK, len(origins)))
+        for first in range(0, len(origins), size):
+            index = np.arange(first, min(first + size, len(origins)))
             pieces.append(_digest(forecaster.paths(origins, index, samples), origins, index, seed))
             bar.update(len(index))
             now, done = time.monotonic(), first + len(index)
             if say and bar.disable and now - told > _TELL_EVERY_S:
                 left_s = (now - begun) / done * (len(origins) - done)
-                say(f"{forecaster.label}: {done:,} of {len(origins):,} forecasts, {left_s / 60:.0f} min left")
+                say(f"{forecaster.label}: {done:,} of {len(origins):,} forecasts, {left_s // 60:.0f} min {left_s % 60:.0f} s left")
                 told = now
     whole = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
     floored = int(whole.pop("floored").sum())

@@ -19,6 +19,7 @@ from finetune.engine.windows import Splits, Windows
 from kronos.errors import InputError
 
 CLOSE = KRONOS_NAMES.index("close")
+Say = Callable[[str], Any]
 FEWEST_SCORED, FEWEST_CHOOSING = 10, 5  # moments; an interval over fewer means nothing
 
 
@@ -100,11 +101,13 @@ def known_at(panel: Panel, rows: np.ndarray) -> np.ndarray:
     return np.asarray(panel.times)[rows + (panel.stamp == "open")]
 
 
-def rolling_origins(windows: Windows, *, stride: int = 1, max_origins: int = 0, max_series: int = 0, seed: int = 0) -> Origins:
+def rolling_origins(
+    windows: Windows, *, stride: int = 1, max_origins: int = 0, max_series: int = 0, seed: int = 0, say: Say = print
+) -> Origins:
     """Origins over a split: every `stride`-th moment at which a bar completes, thinned evenly to `max_origins` moments (0: all).
 
     At each moment every series (or `max_series` drawn by the seed) is forecast from its latest origin, if it has one since the moment
-    before. Origins with a close of 0 or below, where returns mean nothing, are left out. The result may be empty.
+    before. Origins with a close of 0 or below, where returns mean nothing, are left out and counted. The result may be empty.
     """
     panel = windows.panel
     assert windows.length > windows.lookback + windows.horizon, "the row after the last outcome says when it was known"
@@ -136,10 +139,13 @@ def rolling_origins(windows: Windows, *, stride: int = 1, max_origins: int = 0, 
         grid,
         windows.name,
     )
-    return found.chosen((found.closes > 0).all(axis=1))
+    priced = (found.closes > 0).all(axis=1)
+    if not priced.all():
+        say(f"left out: {(~priced).sum():,} origins of the {windows.name} split with a close of 0 or below, where returns mean nothing")
+    return found.chosen(priced)
 
 
-def choose_origins(splits: Splits, settings: OriginSettings, say: Callable[[str], Any] = print) -> Origins:
+def choose_origins(splits: Splits, settings: OriginSettings, say: Say = print) -> Origins:
     """The origins that are scored and the earlier ones that prepare, in one object (`scored` tells them apart).
 
     No outcome of a preparing origin is known later than the first scored moment. Raises InputError if there are too few of either.
@@ -151,7 +157,7 @@ def choose_origins(splits: Splits, settings: OriginSettings, say: Callable[[str]
             say("there is no test split (data.test_ratio is 0): scoring the later half of val, on which the model was chosen too")
     if wanted == "test" and not len(splits.test):
         raise InputError("evaluation: the test split has no window; set data.test_ratio (e.g. 0.1, and lower train_ratio), or --split val")
-    how = dict(stride=settings.stride, max_series=settings.max_series, seed=settings.seed)
+    how = dict(stride=settings.stride, max_series=settings.max_series, seed=settings.seed, say=say)
     if wanted == "test":
         scored = rolling_origins(splits.test, max_origins=settings.max_origins, **how)
         before = rolling_origins(splits.val, max_origins=settings.max_origins, **how)

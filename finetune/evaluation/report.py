@@ -38,13 +38,19 @@ def verdicts(found: Evaluation) -> list[str]:
     lines = [sentence(found.title, found.skills[found.best], label[found.best], "CRPS")]
     for name in dict.fromkeys([found.best_point, *(["persistence"] if "persistence" in label else [])]):
         lines.append(sentence("Its median", found.point_skills[name], label[name], "absolute-error"))
-    _, low, high = found.resampler.interval(_inside_90(found))
-    held = coverage_of(found.model.quantiles[found.keep], found.returns)["90%"]["coverage"]["overall"]
-    text = f"Its 90 % band held {percent(held)} of what came (95 % interval {percent(low, unit='')} to {percent(high)})"
-    if found.calibrated is not None:
-        after = coverage_of(found.calibrated.quantiles[found.keep], found.returns)["90%"]["coverage"]["overall"]
-        text += f"; calibrated on earlier outcomes only, {percent(after)}"
-    return [*lines, text + "."]
+    held = coverage_90(found)
+    interval = f"95 % interval {percent(held['low'], unit='')} to {percent(held['high'])}"
+    after = f"; calibrated on earlier outcomes only, {percent(held['after'])}" if "after" in held else ""
+    return [*lines, f"Its 90 % band held {percent(held['before'])} of what came ({interval}){after}."]
+
+
+def coverage_90(found: Evaluation) -> dict[str, float]:
+    """Share of outcomes in the 90 % band before calibration with its 95 % interval, and after calibration."""
+    low, high = (found.model.quantiles[found.keep][:, :, LEVELS.index(level)] for level in BANDS[0.9])
+    inside = ((low <= found.returns) & (found.returns <= high)).mean(1)
+    stages = {"before": found.model.quantiles} | ({"after": found.calibrated.quantiles} if found.calibrated else {})
+    shares = {name: coverage_of(of[found.keep], found.returns)["90%"]["coverage"]["overall"] for name, of in stages.items()}
+    return {**shares, **dict(zip(("low", "high"), map(float, found.resampler.interval(inside)[1:]), strict=True))}
 
 
 def as_numbers(found: Evaluation) -> dict[str, Any]:
@@ -78,6 +84,7 @@ def as_numbers(found: Evaluation) -> dict[str, Any]:
         "skill": {name: one.table() for name, one in found.skills.items()},
         "absolute_error_skill": {name: one.table() for name, one in found.point_skills.items()},
         "methods": {name: {"label": found.forecasts[name].label, **table} for name, table in found.tables.items()},
+        "coverage_90": coverage_90(found),
         "pit_reading": pit_reading(found),
         "calibration": _calibration(found),
         "levels": list(LEVELS),
@@ -213,12 +220,6 @@ def _method_text(found: Evaluation) -> str:
         "outcome was known.",
     ]
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _inside_90(found: Evaluation) -> np.ndarray:
-    """[scored O]: share of steps inside the model's 90 % band."""
-    low, high = (found.model.quantiles[found.keep][:, :, LEVELS.index(level)] for level in BANDS[0.9])
-    return ((low <= found.returns) & (found.returns <= high)).mean(1)
 
 
 def _skill_text(one: Skill | None) -> str:

@@ -89,6 +89,11 @@ def rank_correlation(forecast: np.ndarray, outcome: np.ndarray) -> np.ndarray:
     return correlation(*ranks)
 
 
+def brier(probability: np.ndarray, outcome: np.ndarray) -> np.ndarray:
+    """Squared error of the probability of a rise (Brier 1950): 0.25 for a coin, NaN where nothing moved."""
+    return np.where(outcome == 0, np.nan, np.square(probability - (outcome > 0)))
+
+
 def direction_hits(forecast: np.ndarray, outcome: np.ndarray) -> np.ndarray:
     """1 where a forecast return has the outcome's sign, 0 where not, 0.5 where it is 0 (a coin would do); NaN where nothing moved."""
     hits = np.where(forecast == 0, 0.5, np.sign(forecast) == np.sign(outcome))

@@ -11,6 +11,7 @@ from finetune.evaluation.origins import Origins
 from finetune.evaluation.scores import (
     BANDS,
     LEVELS,
+    brier,
     correlation,
     direction_hits,
     pinball,
@@ -36,6 +37,7 @@ def score_table(forecasts: Forecasts, origins: Origins, keep: np.ndarray) -> dic
         "returns": {
             **_errors(median, mean, returns, part.series),
             "directional_accuracy": _mean(direction_hits(median, returns)),
+            "brier": _mean(brier(forecasts.up[keep], returns)),
             "crps": _mean(forecasts.crps_return[keep]),
             "pinball": _mean(mean_pinball(forecasts.quantiles[keep], returns)),
         },

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from finetune.data.config import PipelineConfig
 from finetune.data.panel import Panel
 from finetune.engine.checkpoint import is_complete
@@ -34,8 +36,10 @@ def evaluate_trained(
     model, tokenizer: folders or hub ids instead of the configuration's. out: the report's folder, {base_save_path}/evaluation by default.
     Raises InputError: a model that is not there, too few origins, an unwritable folder.
     """
+    if config.device.cpu_threads:
+        torch.set_num_threads(config.device.cpu_threads)
     data = config.data
-    model, tokenizer = model or _trained_predictor(config), tokenizer or _trained_tokenizer(config)
+    model, tokenizer = find_pair(config, model, tokenizer)
     predictor = KronosPredictor(
         load_predictor(model),
         load_tokenizer(tokenizer),
@@ -49,11 +53,18 @@ def evaluate_trained(
     if warning := _other_bars(Path(model), panel):
         found.notes.append(warning)
         say(warning)
+    if data.split == "per_symbol":  # `make_splits` has said so
+        found.notes.append("data.split is per_symbol: the model may have seen other series' bars later than those that are scored here")
     write_report(found, folder)
     for line in verdicts(found):
         say(line)
     say(f"evaluation: {folder / 'report.md'}, numbers in {folder / 'evaluation.json'}")
     return found
+
+
+def find_pair(config: PipelineConfig, model: str = "", tokenizer: str = "") -> tuple[str, str]:
+    """Predictor and tokenizer to evaluate: those named, else those that the configuration trains. Raises MissingFileError."""
+    return model or _trained_predictor(config), tokenizer or _trained_tokenizer(config)
 
 
 def _trained_predictor(config: PipelineConfig) -> str:

@@ -1,0 +1,55 @@
+"""The packed form of a predictor and its tokenizer, kept up to date with their weights."""
+
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+
+from kronos.dense import Numbers, reorders
+from kronos.errors import InputError
+from kronos.network import Kronos
+from kronos.packed import PackedPredictor, PackedTokenizer
+from kronos.tokenizer import KronosTokenizer
+
+PRECISIONS = (None, "bfloat16", "int8")
+
+
+class Inference:
+    """Packs a pair when it is first asked for, and again after its weights have changed.
+
+    precision: None (the weights' own type), "bfloat16" or "int8" (both: the predictor's only). Raises InputError for any other.
+    """
+
+    def __init__(self, model: Kronos, tokenizer: KronosTokenizer, precision: str | None = None) -> None:
+        if precision not in PRECISIONS:
+            raise InputError(f"precision is {precision!r}: it must be one of {', '.join(map(repr, PRECISIONS))}")
+        self.modules, self.precision = (model, tokenizer), precision
+        self._packed: tuple[Any, tuple[PackedPredictor, PackedTokenizer]] | None = None
+
+    def packed(self) -> tuple[PackedPredictor, PackedTokenizer]:
+        """Predictor and tokenizer as they are now."""
+        state = [_state_of(module) for module in self.modules]
+        if self._packed is None or self._packed[0] != state:
+            self._packed = None  # two packed forms at once would be one too many
+            self._packed = (state, self._pack())
+        return self._packed[1]
+
+    def _pack(self) -> tuple[PackedPredictor, PackedTokenizer]:
+        model, tokenizer = self.modules
+        own, device = model.norm.weight.dtype, model.norm.weight.device
+        numbers = Numbers(own, self.precision)
+        if self.precision == "bfloat16" and not reorders(device, torch.bfloat16):  # on a GPU activations are cheapest in bfloat16, too
+            numbers = Numbers(torch.bfloat16)
+        decoder = numbers if numbers.activations == tokenizer.head.weight.dtype else None
+        return PackedPredictor(model, numbers), PackedTokenizer(tokenizer, decoder)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles pack for themselves: reordered weights can be neither copied nor pickled."""
+        return {**vars(self), "_packed": None}
+
+
+def _state_of(module: nn.Module) -> list[tuple[int, int, torch.dtype]]:
+    """Changes whenever a weight does: where it lies, and how often it was written in place (writes through `.data` are not counted)."""
+    weights = chain(module.parameters(), module.buffers())
+    return [(weight.data_ptr(), -1 if weight.is_inference() else weight._version, weight.dtype) for weight in weights]
