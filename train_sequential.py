@@ -1,4 +1,4 @@
-"""Fine-tune Kronos on a CSV of bars: the tokenizer, then the predictor, then a forecast picture. Without arguments: the demo."""
+"""Fine-tune Kronos on a CSV of bars: tokenizer, predictor, then a forecast picture and a report. Without arguments: the demo."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def main() -> None:
     args = parser.parse_args()
 
     from finetune_csv.config import CsvConfig  # after the arguments: --help need not wait for torch
-    from finetune_csv.pipeline import draw_forecast, prepared, run_stage, stages_of
+    from finetune_csv.pipeline import draw_forecast, prepared, run_stage, score_forecasts, stages_of
 
     config = CsvConfig.load(args.config, args.overrides)
     stages = stages_of(config, skip_tokenizer=args.skip_tokenizer, skip_basemodel=args.skip_basemodel)
@@ -30,6 +30,7 @@ def main() -> None:
         for stage in job.models:
             run_stage(job, stage)
         draw_forecast(job)
+        score_forecasts(job)
         job.say(f"done: everything is in {config.model_paths.base_save_path}")
 
 

@@ -131,6 +131,16 @@ def draw_forecast(job: Job) -> Path | None:
     return path
 
 
+def score_forecasts(job: Job) -> None:
+    """The evaluation's report on held-out bars, if both models are there and `evaluation.enabled` is set. Rank 0 only."""
+    config = job.config
+    if not (config.evaluation.enabled and job.world.is_main and is_complete(config.model_paths.best_model("predictor"))):
+        return
+    from finetune.evaluation.trained import evaluate_trained  # imported by nobody who does not evaluate
+
+    evaluate_trained(config, job.panel, device=str(job.world.device), say=job.say)
+
+
 def _exists(config: CsvConfig, stage: Stage, say: Callable[[str], None]) -> bool:
     place = _place(config, stage)
     if finished(place):
