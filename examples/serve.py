@@ -310,7 +310,7 @@ async def _times(asked: Question, past: Sequence[datetime]) -> list[datetime]:
     try:
         found = await asyncio.to_thread(future_times, past, asked.horizon, asked.calendar)  # a calendar takes a second to load
     except InputError as error:
-        message = str(error).replace("y_timestamp", "future").replace("x_timestamp", "bars").replace("calendar=", "calendar: ")
+        message = str(error).replace("y_timestamp", "future").replace("x_timestamp", "bars").replace("calendar= ", "calendar, ")
         raise RequestValidationError([{"loc": ("body", "calendar"), "msg": message}]) from error
     return list(found.to_pydatetime())
 

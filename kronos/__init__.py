@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kronos.distribution import Forecast
     from kronos.errors import InputError, MissingFileError
     from kronos.forecaster import KronosPredictor
     from kronos.loading import fingerprint, load_predictor, load_tokenizer, read_arguments, save_module
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from kronos.tokenizer import KronosTokenizer, TokenizerOutput
 
 _HOMES = {
+    "distribution": ("Forecast",),
     "errors": ("InputError", "MissingFileError"),
     "forecaster": ("KronosPredictor",),
     "loading": ("fingerprint", "load_predictor", "load_tokenizer", "read_arguments", "save_module"),
@@ -26,6 +28,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Forecast",
     "InputError",
     "Kronos",
     "KronosPredictor",

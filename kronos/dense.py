@@ -22,10 +22,14 @@ _ROWS_HINT = 32  # rows that oneDNN shall choose a layout for; on the machines t
 
 
 class Numbers(NamedTuple):
-    """The types of activations, and of the weights that products read: None (the same), "bfloat16" or "int8"."""
+    """The types of activations, and of the weights that products read: None (the same), "bfloat16" or "int8".
+
+    plain: products by F.linear everywhere; torch.compile cannot read reordered weights.
+    """
 
     activations: torch.dtype
     products: str | None = None
+    plain: bool = False
 
 
 class Weights(NamedTuple):
@@ -166,7 +170,7 @@ def dense(weights: Weights, numbers: Numbers) -> Dense:
     weights = _rounded(weights, numbers)
     if weights.scale is not None:
         return _Int8Dense(weights)
-    if not reorders(weights.weight.device, weights.weight.dtype):
+    if numbers.plain or not reorders(weights.weight.device, weights.weight.dtype):
         return Dense(weights)
     return (_BfloatDense if numbers.products == "bfloat16" else _ReorderedDense)(weights)
 
@@ -174,6 +178,6 @@ def dense(weights: Weights, numbers: Numbers) -> Dense:
 def gate(w1: Weights, w3: Weights, numbers: Numbers) -> Gate:
     """The gate of two layers without biases, in its fastest form."""
     w1, w3 = _rounded(w1, numbers), _rounded(w3, numbers)
-    if w1.scale is not None or not reorders(w1.weight.device, w1.weight.dtype):
+    if numbers.plain or w1.scale is not None or not reorders(w1.weight.device, w1.weight.dtype):
         return Gate(w1, w3, numbers)
     return (_BfloatGate if numbers.products == "bfloat16" else _ReorderedGate)(w1, w3)

@@ -66,8 +66,9 @@ class KronosPredictor:
 
     max_context: tokens the model sees at once (512 for small and base, 2048 for mini). clip: bound on z-scores. batch_tokens: tokens
     computed together (prefixes and samples), which bounds memory: small keeps 36 KB per token in float32, base 86 KB.
-    precision: None (as the weights are), "bfloat16", or "int8" (linear layers of the predictor, see `kronos.int8`); the tokenizer stays
-    as it is. Weights that change later (a training step, load_state_dict) are noticed at the next call.
+    precision: None (as the weights are), "bfloat16", or "int8" (linear layers, see `kronos.int8`); the tokenizer's encoder stays as it is.
+    compile: torch.compile, True or a backend; half a minute at the first call, for GPUs (on a CPU it gains nothing, see docs/log.md).
+    Weights that change later (a training step, load_state_dict) are noticed at the next call.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class KronosPredictor:
         clip: float = 5,
         batch_tokens: int = _BATCH_TOKENS,
         precision: str | None = None,
+        compile: bool | str = False,
     ) -> None:
         bits, wanted = [(m.config["s1_bits"], m.config["s2_bits"]) for m in (tokenizer, model)]
         if bits != wanted:
@@ -92,7 +94,7 @@ class KronosPredictor:
         self.device = torch.device(device) if device is not None else default_device()
         self.model, self.tokenizer = model.to(self.device), tokenizer.to(self.device)
         self.max_context, self.clip, self.batch_tokens = max_context, clip, batch_tokens
-        self.inference = Inference(self.model, self.tokenizer, precision)
+        self.inference = Inference(self.model, self.tokenizer, precision, compile)
 
     def predict(
         self,
@@ -220,6 +222,8 @@ class KronosPredictor:
         series, times = [], []
         for i, (df, past, future) in enumerate(zip(frames, pasts, futures, strict=True)):
             where = f"series {i}: " if len(frames) > 1 else ""
+            if future is not None and calendar is not None:
+                raise InputError(f"{where}y_timestamp and calendar are both given: give one of them")
             times.append(future_times(past, request.horizon, calendar, where) if future is None else future)
             series.append(prepare(df, past, times[-1], request.horizon, self.clip, where, newest))
         for i, paths in self._paths(series, request):

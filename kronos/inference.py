@@ -18,13 +18,15 @@ PRECISIONS = (None, "bfloat16", "int8")
 class Inference:
     """Packs a pair when it is first asked for, and again after its weights have changed.
 
-    precision: None (the weights' own type), "bfloat16" or "int8" (both: the predictor's only). Raises InputError for any other.
+    precision: None (the weights' own type), "bfloat16" or "int8" (of the predictor and the tokenizer's decoder; the encoder keeps its own).
+    compile: run the predictor's blocks, attention apart, through torch.compile (True, or the name of a backend).
+    Raises InputError for any other precision.
     """
 
-    def __init__(self, model: Kronos, tokenizer: KronosTokenizer, precision: str | None = None) -> None:
+    def __init__(self, model: Kronos, tokenizer: KronosTokenizer, precision: str | None = None, compile: bool | str = False) -> None:
         if precision not in PRECISIONS:
             raise InputError(f"precision is {precision!r}: it must be one of {', '.join(map(repr, PRECISIONS))}")
-        self.modules, self.precision = (model, tokenizer), precision
+        self.modules, self.precision, self.compile = (model, tokenizer), precision, compile
         self._packed: tuple[Any, tuple[PackedPredictor, PackedTokenizer]] | None = None
 
     def packed(self) -> tuple[PackedPredictor, PackedTokenizer]:
@@ -37,12 +39,15 @@ class Inference:
 
     def _pack(self) -> tuple[PackedPredictor, PackedTokenizer]:
         model, tokenizer = self.modules
-        own, device = model.norm.weight.dtype, model.norm.weight.device
-        numbers = Numbers(own, self.precision)
-        if self.precision == "bfloat16" and not reorders(device, torch.bfloat16):  # on a GPU activations are cheapest in bfloat16, too
-            numbers = Numbers(torch.bfloat16)
+        own, plain = model.norm.weight.dtype, bool(self.compile)
+        numbers = Numbers(own, self.precision, plain)
+        if self.precision == "bfloat16" and (plain or not reorders(model.norm.weight.device, torch.bfloat16)):
+            numbers = Numbers(torch.bfloat16, None, plain)  # F.linear reads both sides in one type
+        predictor = PackedPredictor(model, numbers)
+        if self.compile:
+            predictor.compile("inductor" if self.compile is True else self.compile)
         decoder = numbers if numbers.activations == tokenizer.head.weight.dtype else None
-        return PackedPredictor(model, numbers), PackedTokenizer(tokenizer, decoder)
+        return predictor, PackedTokenizer(tokenizer, decoder)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles pack for themselves: reordered weights can be neither copied nor pickled."""

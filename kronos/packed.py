@@ -100,6 +100,12 @@ class PackedPredictor:
         self.s2_table = (s2 @ for_s2.t()).to(self.dtype)
         self.query_table = dense(_queries(model.dep_layer.cross_attn), Numbers(s1.dtype))(s1).to(self.dtype)
 
+    def compile(self, backend: str) -> None:
+        """Hand what surrounds attention in the blocks to torch.compile; attention itself grows with every step and stays outside."""
+        for block in self.blocks:
+            block.finish = torch.compile(block.finish, dynamic=True, backend=backend)
+            block.queries_keys_values = torch.compile(block.queries_keys_values, dynamic=True, backend=backend)
+
     def clock(self, stamps: Tensor) -> Tensor:
         """Stamps [..., 5] int64 -> their embedding [..., d]."""
         parts = [table[column] for table, column in zip(self.clock_tables, stamps.unbind(-1), strict=True)]

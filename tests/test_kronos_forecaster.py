@@ -1,14 +1,22 @@
-"""Forecasts for DataFrames: paths and means, batches, seeds, and one message for each wrong input."""
+"""Forecasts for DataFrames: paths and means, batches, seeds, precisions, memory, and one message for each wrong input."""
 
+import copy
+import gc
 import inspect
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 
-from kronos import InputError, KronosPredictor, load_predictor, load_tokenizer
+from kronos import InputError, KronosPredictor, Sampling, load_predictor, load_tokenizer
+from kronos.cache import CachedPredictor, Plan
+from kronos.forecaster import CONTEXTS, _Request
+from kronos.int8 import quantized_predictor, quantized_tokenizer
+from kronos.portions import portions
 
 GOLDEN = Path(__file__).parent / "golden"
 BARS = pd.read_csv(GOLDEN / "bars.csv", parse_dates=["timestamps"])
@@ -62,16 +70,57 @@ def test_the_same_seed_repeats_and_torchs_generator_decides_without_one(forecast
     assert free[0].equals(free[1]) and not free[0].equals(free[2])
 
 
-def test_a_series_gets_the_same_paths_alone_in_a_batch_and_in_any_order(forecaster):
-    frames = [BARS[:30], BARS[3:20], BARS[5:35], BARS[:62], BARS[10:72]]  # the last two outgrow max_context
-    past = [TIMES.loc[frame.index] for frame in frames]
-    future = [TIMES[70:75]] * len(frames)
-    options = {"T": 1.0, "top_p": 1.0, "sample_count": 3, "seed": 1, "return_samples": True, "verbose": False}
+def several():
+    """Series of different lengths; the last two outgrow max_context."""
+    frames = [BARS[:30], BARS[3:20], BARS[5:35], BARS[:62], BARS[10:72]]
+    return frames, [TIMES.loc[frame.index] for frame in frames], [TIMES[70:75]] * len(frames)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_a_series_gets_the_same_paths_to_the_bit_alone_in_any_batch_and_in_any_order(forecaster, context, samples):
+    frames, past, future = several()
+    options = {"T": 1.0, "top_p": 1.0, "sample_count": samples, "seed": 1, "return_samples": True, "verbose": False, "context": context}
     alone = [forecaster.predict(df, x, y, 5, **options) for df, x, y in zip(frames, past, future, strict=True)]
-    for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1], [1, 0]):
-        batch = forecaster.predict_batch([frames[i] for i in order], [past[i] for i in order], [future[i] for i in order], 5, **options)
+    tight = KronosPredictor(forecaster.model, forecaster.tokenizer, "cpu", max_context=64, batch_tokens=140)
+    for order, one in (([0, 1, 2, 3, 4], forecaster), ([4, 2, 0, 3, 1], forecaster), ([1, 0], forecaster), ([4, 3, 2, 1, 0, 0], tight)):
+        batch = one.predict_batch([frames[i] for i in order], [past[i] for i in order], [future[i] for i in order], 5, **options)
         for i, paths in zip(order, batch, strict=True):
-            np.testing.assert_allclose(paths, alone[i], rtol=1e-4)
+            assert np.array_equal(paths, alone[i])
+
+
+def test_context_fit_is_the_forecast_of_the_shorter_lookback(forecaster):
+    frames, past, future = several()
+    fit = forecaster.predict(frames[3], past[3], future[3], 5, seed=1, verbose=False, context="fit")
+    short = forecaster.predict(frames[3][-59:], past[3][-59:], future[3], 5, seed=1, verbose=False)
+    assert fit.equals(short)
+    assert not fit.equals(forecaster.predict(frames[3], past[3], future[3], 5, seed=1, verbose=False))
+
+
+def test_contexts_are_the_same_where_everything_fits(forecaster):
+    exact, fit, rolling = (ask(forecaster, sample_count=2, context=context) for context in CONTEXTS)
+    assert exact.equals(fit) and exact.equals(rolling)
+
+
+def test_portions_hold_every_series_and_sample_once_within_the_budget_and_cut_samples_by_length_alone():
+    lengths = [30, 17, 30, 62, 62, 5, 30, 100]
+    for budget, max_context in ((200, None), (200, 64), (90, 64), (10, 64), (10_000, 64)):
+        seen = [
+            (i, sample)
+            for parts in portions(lengths, 10, 7, budget, max_context)
+            for part in parts
+            for i in part.members
+            for sample in range(part.first, part.last)
+        ]
+        assert sorted(seen) == [(i, sample) for i in range(len(lengths)) for sample in range(7)]
+        for parts in portions(lengths, 10, 7, budget, max_context):
+            for part in parts:
+                members = part.members
+                assert len(members) == 1 or sum(lengths[i] for i in members) + 10 * len(members) * (part.last - part.first) <= budget
+                if max_context and any(lengths[i] + 10 > max_context for i in members):
+                    assert len({lengths[i] for i in members}) == 1
+                (alone,) = portions([lengths[members[0]]], 10, 7, budget, max_context)
+                assert (part.first, part.last) in [(one.first, one.last) for one in alone]
 
 
 def test_a_batch_gives_frames_in_the_order_asked(forecaster):
@@ -150,3 +199,86 @@ def test_a_tokenizer_of_another_model_is_refused(forecaster):
     other = type(other)(**(other.config | {"s1_bits": 8, "s2_bits": 4}))
     with pytest.raises(InputError, match=r"\(8, 4\).*\(6, 6\)"):
         KronosPredictor(forecaster.model, other)
+
+
+def test_weights_that_change_are_used_at_the_next_call(forecaster):
+    model, other = load_predictor(GOLDEN / "predictor"), load_predictor(GOLDEN / "predictor")
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.mul_(1.1)
+    mine = KronosPredictor(model, forecaster.tokenizer, "cpu", max_context=64)
+    before = ask(mine)
+    model.load_state_dict(other.state_dict())
+    after = ask(mine)
+    assert not after.equals(before)
+    assert after.equals(ask(KronosPredictor(other, forecaster.tokenizer, "cpu", max_context=64)))
+    optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
+    for weight in model.parameters():
+        weight.grad = torch.full_like(weight, 0.01)
+    optimiser.step()
+    assert not ask(mine).equals(after)
+
+
+def test_a_forecaster_can_be_copied_after_use(forecaster):
+    before = ask(forecaster)
+    assert ask(copy.deepcopy(forecaster)).equals(before)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_lower_precision_moves_next_token_distributions_little(forecaster, precision):
+    rough = KronosPredictor(forecaster.model, forecaster.tokenizer, "cpu", max_context=64, precision=precision)
+    tokens, clock = torch.randint(64, (2, 1, 30)), forecaster.inference.packed()[0].clock(torch.ones(1, 30, 5, dtype=torch.int64))
+    logits = []
+    for one in (forecaster, rough):
+        with torch.inference_mode():
+            state = CachedPredictor(one.inference.packed()[0], Plan(1, 0))
+            state.prefill(*tokens, clock)
+            logits.append(torch.stack((state.coarse_logits(), state.fine_logits(torch.tensor([3])))))
+    error = (logits[1] - logits[0]).std() / logits[0].std()
+    assert 0 < error < (0.02 if precision == "bfloat16" else 0.05)
+    assert ask(rough).shape == (5, 6)
+
+
+def test_int8_linears_forecast_as_the_precision_int8_does_up_to_rounding(forecaster):
+    """A bundle holds int8 weights; the switch rounds float ones, after folding the norms' weights in."""
+    quantised = KronosPredictor(quantized_predictor(forecaster.model), quantized_tokenizer(forecaster.tokenizer), "cpu", max_context=64)
+    plain, stored = ask(forecaster, sample_count=8), ask(quantised, sample_count=8)
+    assert not stored.equals(plain)
+    np.testing.assert_allclose(stored["close"], plain["close"], rtol=0.05)
+
+
+def test_a_precision_that_is_not_there_is_named(forecaster):
+    with pytest.raises(InputError, match="precision is 'int4': it must be one of None, 'bfloat16', 'int8'"):
+        KronosPredictor(forecaster.model, forecaster.tokenizer, precision="int4")
+
+
+def test_two_hundred_forecasts_leave_memory_flat(forecaster):
+    """K#403: the public code hangs after 20 to 40 calls."""
+    process = psutil.Process()
+    used = []
+    for call in range(200):
+        ask(forecaster, length=20 + call % 10, horizon=2, sample_count=1 + call % 3, seed=None)
+        if call in (40, 199):
+            gc.collect()
+            used.append(process.memory_info().rss)
+    assert used[1] - used[0] < 4 << 20
+
+
+def test_only_what_is_asked_for_stays_in_memory(forecaster):
+    """Frames of many series: the paths of one portion at a time."""
+    narrow = KronosPredictor(forecaster.model, forecaster.tokenizer, "cpu", max_context=64, batch_tokens=64)
+    request = _Request(3, 2, Sampling(), "exact", True, 0, False)
+    paths: list[weakref.ref] = []
+
+    def most_alive(forecast) -> int:
+        paths.append(weakref.ref(forecast.paths))
+        return sum(one() is not None for one in paths)
+
+    frames = [BARS[i : i + 20] for i in range(12)]
+    found = narrow._forecasts(frames, [TIMES[:20]] * 12, [TIMES[20:23]] * 12, None, request, most_alive)
+    assert max(count for _, count in found) <= 3
+
+
+def test_compiled_blocks_give_the_same_forecast(forecaster):
+    compiled = KronosPredictor(forecaster.model, forecaster.tokenizer, "cpu", max_context=64, compile="eager")
+    np.testing.assert_allclose(ask(compiled, sample_count=3), ask(forecaster, sample_count=3), rtol=1e-4)

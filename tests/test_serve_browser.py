@@ -197,6 +197,18 @@ def test_a_wrong_csv_is_told_by_row_and_column_and_a_right_one_is_read_after_it(
     assert page.status("done").startswith("right")
 
 
+def test_a_market_that_closes_needs_its_exchange(page):
+    frame = make_frame(48)
+    session = [f"{hour:02}:{minute:02}" for hour in range(9, 16) for minute in range(0, 60, 5)]
+    open_then = [time for time in session if "09:35" <= time <= "11:30" or "13:05" <= time <= "15:00"]
+    frame["timestamps"] = [f"2024-06-17 {time}" for time in open_then]
+    page.drop("stock.csv", frame.to_csv(index=False))
+    assert "this market closes" in page.status("wrong")
+    page.run("{ const one = document.querySelector('#calendar'); one.value = 'XSHG'; one.dispatchEvent(new Event('change')); }")
+    page.until("document.querySelector('#status').className === 'done'")
+    assert page.text("#table tbody td") == "2024-06-18 09:35:00"
+
+
 def test_a_setting_beyond_its_limit_is_told_with_its_field(page):
     page.run("document.querySelector('#horizon').max = 9999; document.querySelector('#horizon').value = 600")
     page.drop("mine.csv", csv())

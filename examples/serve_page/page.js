@@ -168,6 +168,7 @@ get("file").addEventListener("change", (event) => take(event.target.files));
 get("file").addEventListener("click", (event) => (event.target.value = "")); // so that the same file, corrected, can be chosen again
 get("sample").addEventListener("click", () => take([madeUp()]));
 get("missing").addEventListener("change", () => state.file && readFile(state.file));
+get("calendar").addEventListener("change", () => state.bars && get("form").requestSubmit());
 get("form").addEventListener("submit", (event) => {
   event.preventDefault();
   work(forecast);
