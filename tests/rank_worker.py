@@ -43,14 +43,14 @@ def stopped(here: World, out: Path) -> dict:
 
 
 def cached(here: World, out: Path) -> dict:
-    """Two ranks fill one cache of two chunks; training from it equals training that encodes as it goes."""
+    """Two ranks fill one cache of three chunks; training from it equals training that encodes as it goes."""
     weights = {}
     for mode in ("on", "off"):
         task = tiny.predictor_task()
-        settings = tiny.settings(epochs=3)
+        settings = tiny.settings(epochs=2)
         stop = StopRequest()
         windows = with_cached_tokens(
-            tiny.windows(3, 200), task.tokenizer, out / "cache", settings, here, stop, mode=mode, say=lambda _: None
+            tiny.windows(3, 350), task.tokenizer, out / "cache", settings, here, stop, mode=mode, say=lambda _: None
         )
         fit(task, windows, settings, world=here)
         weights |= {f"{mode}.{k}": v for k, v in tiny.weights(task.trained()).items()}
