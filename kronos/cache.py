@@ -100,19 +100,21 @@ class Memories:
     """The memories of one attention layer, one per group."""
 
     def __init__(self, plan: Plan) -> None:
-        self.plan, self.groups, self.sizes = plan, [], []
+        self.plan, self.groups, self.sizes, self.series = plan, [], [], 0
 
     def add(self, kv: Tensor) -> None:
         """A group's prefix, [B, P, 2, H, D]."""
         self.groups.append(Memory(kv, self.plan) if self.plan.samples == 1 else SharedMemory(kv, self.plan))
         self.sizes.append(kv.shape[0])
+        self.series += kv.shape[0]
 
     def each(self, rows: Tensor, what: Callable[[Memory | SharedMemory, Tensor], Tensor | None]) -> Tensor | None:
         """what(memory, its part of the rows as [B, S * n, ...]) for each group; the results one below the other."""
-        n = rows.shape[0] // sum(self.sizes)
-        parts = rows.unflatten(0, (-1, n)).split(self.sizes)
-        found = [what(memory, part) for memory, part in zip(self.groups, parts, strict=True)]
-        return found[0] if len(found) == 1 or found[0] is None else torch.cat(found)
+        parts = rows.view(self.series, -1, *rows.shape[1:])
+        if len(self.groups) == 1:
+            return what(self.groups[0], parts)
+        found = [what(memory, part) for memory, part in zip(self.groups, parts.split(self.sizes), strict=True)]
+        return None if found[0] is None else torch.cat(found)
 
     def append(self, kv: Tensor) -> None:
         """New tokens of all groups, rows [N, 2, H, D]."""
@@ -121,6 +123,15 @@ class Memories:
     def attend(self, q: Tensor) -> Tensor:
         """Scaled queries of the last tokens, rows [N, H, D] -> rows [N, H * D]."""
         return self.each(q, lambda memory, part: memory.attend(part))
+
+    def append_and_attend(self, qkv: Tensor) -> Tensor:
+        """Both for self-attention: queries, keys and values of the new tokens, rows [N, 3, H, D] -> rows [N, H * D]."""
+        return self.each(qkv, _append_and_attend)
+
+
+def _append_and_attend(memory: Memory | SharedMemory, qkv: Tensor) -> Tensor:
+    memory.append(qkv[:, :, 1:])
+    return memory.attend(qkv[:, :, 0])
 
 
 class CachedBlocks:
@@ -132,8 +143,11 @@ class CachedBlocks:
         self.filled = 0
         self.groups: list[tuple[int, int]] = []  # series and prefix tokens of each
 
-    def prefill(self, x: Tensor) -> Tensor:
-        """Read the prefix of a group, [B, P, d]. Returns rows [B * P, d]. Groups are read one after another, before any `extend`."""
+    def prefill(self, x: Tensor, *, only_remember: bool = False) -> Tensor:
+        """Read the prefix of a group, [B, P, d]. Returns rows [B * P, d]. Groups are read one after another, before any `extend`.
+
+        only_remember: what is returned will not be used, so the last block need not compute it.
+        """
         batch, size, _ = x.shape
         x = x.flatten(0, 1)
         if self.rotary is None:
@@ -144,8 +158,9 @@ class CachedBlocks:
             qkv = block.queries_keys_values(x, turn).unflatten(0, (batch, size))  # [B, P, 3, H, D]
             if self.plan.capacity:
                 memories.add(qkv[:, :, 1:])
-            mixed = ops.causal_attention(*qkv.permute(2, 0, 3, 1, 4))  # [B, H, P, D]
-            x = block.finish(x, mixed.transpose(1, 2).reshape(batch * size, -1))
+            if only_remember and block is self.blocks[-1]:
+                break
+            x = block.finish(x, ops.causal_attention(qkv).view(batch * size, -1))
         return x
 
     def extend(self, x: Tensor) -> Tensor:
@@ -154,13 +169,11 @@ class CachedBlocks:
             return x
         turn = self._turn(x.shape[0] // (self.plan.samples * sum(batch for batch, _ in self.groups)), x.dtype)
         for block, memories in zip(self.blocks, self.memories, strict=True):
-            qkv = block.queries_keys_values(x, turn)
-            memories.append(qkv[:, 1:])
-            x = block.finish(x, memories.attend(qkv[:, 0]))
+            x = block.finish(x, memories.append_and_attend(block.queries_keys_values(x, turn)))
         return x
 
     def _turn(self, n: int, dtype: torch.dtype) -> Rotation:
-        """Rotation of the next n places of every sample, [n, 3, 1, D] where groups are at the same place, else [N, 3, 1, D]."""
+        """Rotation of the next n places of every sample, [n, 1, 1, D] where all are at the same place, else [N, 1, 1, D]."""
         if self.filled == 0:
             self.table = turns(self.rotary, max(size for _, size in self.groups) + self.plan.capacity, dtype)
         first = self.filled
@@ -208,5 +221,5 @@ class CachedPredictor:
 
     def fine_logits(self, s1: Tensor) -> Tensor:
         """Coarse ids [B * S] -> [B * S, V2]."""
-        mixed = self.memories.attend(self.model.query_table[s1].unflatten(1, (self.model.heads, -1)))
+        mixed = self.memories.attend(F.embedding(s1, self.model.query_table).unflatten(1, (self.model.heads, -1)))
         return self.model.fine_head(self.model.fine_norm(self.model.out.onto(mixed, self.hidden)))

@@ -75,17 +75,6 @@ class Dense:
         return base + self(x)
 
 
-class Gate:
-    """silu(x W1^T) * (x W3^T)."""
-
-    def __init__(self, w1: Weights, w3: Weights, numbers: Numbers) -> None:
-        self.both = dense(stacked(w1, w3), numbers)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        opened, passed = self.both(x).chunk(2, -1)
-        return F.silu(opened).mul_(passed)
-
-
 class _Int8Dense(Dense):
     """The numbers of `Int8Linear`, in fewer operations: at one row the call of an operation costs more than its work."""
 
@@ -110,24 +99,8 @@ class _ReorderedDense(Dense):
     def __call__(self, x: Tensor) -> Tensor:
         return self._linear(x, self.weight, self.bias, "none", [], "")
 
-    def opened(self, x: Tensor) -> Tensor:
-        """silu(x W^T + b)."""
-        return self._linear(x, self.weight, self.bias, "swish", [], "")
-
     def onto(self, x: Tensor, base: Tensor) -> Tensor:
         return self._linear_with(x, base, self.weight, self.bias, "add")
-
-    def gating(self, x: Tensor, other: Tensor) -> Tensor:
-        """(x W^T + b) * other."""
-        return self._linear_with(x, other, self.weight, self.bias, "mul")
-
-
-class _ReorderedGate(Gate):
-    def __init__(self, w1: Weights, w3: Weights) -> None:
-        self.first, self.second = _ReorderedDense(w1), _ReorderedDense(w3)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.second.gating(x, self.first.opened(x))
 
 
 class _BfloatDense(_ReorderedDense):
@@ -138,13 +111,6 @@ class _BfloatDense(_ReorderedDense):
 
     def onto(self, x: Tensor, base: Tensor) -> Tensor:
         return base + super().__call__(x.bfloat16())
-
-
-class _BfloatGate(_ReorderedGate):
-    """The gate of bfloat16 weights; its result stays in bfloat16 for the product that reads it."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return super().__call__(x.bfloat16())
 
 
 def reorders(device: torch.device, dtype: torch.dtype) -> bool:
@@ -173,11 +139,3 @@ def dense(weights: Weights, numbers: Numbers) -> Dense:
     if numbers.plain or not reorders(weights.weight.device, weights.weight.dtype):
         return Dense(weights)
     return (_BfloatDense if numbers.products == "bfloat16" else _ReorderedDense)(weights)
-
-
-def gate(w1: Weights, w3: Weights, numbers: Numbers) -> Gate:
-    """The gate of two layers without biases, in its fastest form."""
-    w1, w3 = _rounded(w1, numbers), _rounded(w3, numbers)
-    if numbers.plain or w1.scale is not None or not reorders(w1.weight.device, w1.weight.dtype):
-        return Gate(w1, w3, numbers)
-    return (_BfloatGate if numbers.products == "bfloat16" else _ReorderedGate)(w1, w3)

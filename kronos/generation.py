@@ -124,6 +124,6 @@ def decode_paths(tokenizer: KronosTokenizer | PackedTokenizer, prefix: Tokens, m
         rows = CachedBlocks(packed.decoder, Plan(1, 0)).prefill(fresh.flatten(0, 1))
     else:
         blocks = CachedBlocks(packed.decoder, Plan(samples, horizon))
-        blocks.prefill(packed.vectors_of(tuple(ids[:, start:] for ids in prefix)))
+        blocks.prefill(packed.vectors_of(tuple(ids[:, start:] for ids in prefix)), only_remember=True)
         rows = blocks.extend(fresh.flatten(0, 2))
     return packed.head(rows).view(batch, samples, horizon, -1)

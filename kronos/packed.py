@@ -8,9 +8,10 @@ here trains, drops out or notices later changes of the modules: pack again after
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from kronos.dense import Numbers, Weights, dense, gate, stacked, weights_of
+from kronos.dense import Numbers, Weights, dense, stacked, weights_of
 from kronos.layers import Attention, Block, RMSNorm, Rotary, Rotation
 from kronos.network import STAMP_SIZES, Kronos
 from kronos.tokenizer import KronosTokenizer
@@ -54,24 +55,28 @@ class PackedBlock:
         self.norm1 = Norm(block.norm1, numbers.activations, folded=projections.scale is None)
         self.projections = dense(_reading(projections, block.norm1), numbers)
         self.out, self.w2 = dense(weights_of(attention.out_proj), numbers), dense(weights_of(ffn.w2), numbers)
-        w1, w3 = (_reading(weights_of(part), block.norm2) for part in (ffn.w1, ffn.w3))
-        self.norm2, self.gate = Norm(block.norm2, numbers.activations, folded=w1.scale is None), gate(w1, w3, numbers)
+        gates = stacked(weights_of(ffn.w1), weights_of(ffn.w3))
+        self.norm2 = Norm(block.norm2, numbers.activations, folded=gates.scale is None)
+        self.gates = dense(_reading(gates, block.norm2), numbers)
 
     def queries_keys_values(self, x: Tensor, turn: Rotation) -> Tensor:
         """Rows [N, d] -> scaled and turned queries, turned keys, values, [N, 3, H, D]. turn: `turns` of the first rows' places; repeats."""
         parts = self.projections(self.norm1(x)).view(-1, turn[0].shape[0], 3, self.heads, x.shape[1] // self.heads)
-        return (parts * turn[0]).addcmul_(parts.roll(parts.shape[-1] // 2, -1), turn[1]).flatten(0, 1)  # as `ops.rotate`
+        both = parts[:, :, :2]
+        swapped = both.roll(both.shape[-1] // 2, -1)
+        both.mul_(turn[0]).addcmul_(swapped, turn[1])  # as `ops.rotate`, in place
+        return parts.flatten(0, 1)
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         """Rows [N, d] before the block and what attention made of the values [N, d] -> rows after the block."""
         x = self.out.onto(mixed, x)
-        return self.w2.onto(self.gate(self.norm2(x)), x)
+        opened, passed = self.gates(self.norm2(x)).chunk(2, -1)
+        return self.w2.onto(F.silu(opened).mul_(passed), x)
 
 
 def turns(rotary: Rotary, length: int, dtype: torch.dtype) -> Rotation:
-    """Turns of queries, keys and values (which do not turn: then all three are one operation), [length, 3, 1, D] each."""
-    cos, sin = rotary.table(length, dtype)
-    return tuple(torch.stack((part, part, torch.full_like(part, still)), 1)[:, :, None] for part, still in ((cos, 1), (sin, 0)))
+    """Turns of queries and keys for places 0 .. length - 1, [length, 1, 1, D] each."""
+    return tuple(part[:, None, None] for part in rotary.table(length, dtype))
 
 
 class PackedPredictor:
@@ -113,7 +118,7 @@ class PackedPredictor:
 
     def embed(self, s1: Tensor, s2: Tensor, clock: Tensor) -> Tensor:
         """Ids [...] int64 each and embedded stamps, [..., d] when broadcast -> [..., d]."""
-        return (self.s1_table[s1] + self.s2_table[s2]).add_(clock)
+        return F.embedding(s1, self.s1_table).add_(F.embedding(s2, self.s2_table)).add_(clock)
 
 
 class PackedTokenizer:
