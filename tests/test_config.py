@@ -171,7 +171,11 @@ def test_files_to_read_are_found_beside_the_configuration_then_from_here(load, t
     (here / "b.csv").write_text("")
     beside = str(tmp_path / "a.csv")
     assert load("data: {path: [a.csv, b.csv, '~/c.csv', '*.csv', 'no*.csv']}\n").data.path == [
-        beside, "b.csv", "/home/ada/c.csv", str(tmp_path / "*.csv"), "no*.csv",
+        beside,
+        "b.csv",
+        "/home/ada/c.csv",
+        str(tmp_path / "*.csv"),
+        "no*.csv",
     ]
     assert load(GOOD, "data.path=[a.csv]").data.path == ["a.csv"], "a flag is typed in the current folder"
     assert load(GOOD + "output: {base: ~/runs}\n").output.base == "/home/ada/runs"

@@ -205,9 +205,7 @@ def test_gzip_and_parquet_hold_the_same_panel_as_the_csv(tmp_path):
     assert load(str(tmp_path / "x.parquet"))[0].fingerprint == expected
 
 
-@pytest.mark.parametrize(
-    ("encoding", "said_so"), [("utf-8", ""), ("utf-8-sig", ""), ("gbk", "read as GBK"), ("utf-16", "read as UTF-16")]
-)
+@pytest.mark.parametrize(("encoding", "said_so"), [("utf-8", ""), ("utf-8-sig", ""), ("gbk", "read as GBK"), ("utf-16", "read as UTF-16")])
 def test_usual_encodings_are_read_and_unusual_ones_said(tmp_path, encoding, said_so):
     frame = make_frame(30).rename(columns={"timestamps": "日期", "close": "收盘", "amount": "成交额"}).assign(代码="平安银行")
     panel, said = load(write(tmp_path / "x.csv", frame, encoding=encoding))

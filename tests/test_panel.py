@@ -35,7 +35,13 @@ def rich_panel() -> Panel:
     series = [SeriesInfo("甲", "1h", "XSHG", "XSHG"), SeriesInfo("a/b", "1h"), SeriesInfo("c", "1h")]
     breaks = np.array([10, 55, 120])
     return rebuilt(
-        panel, targets=targets, target_names=("up", "size"), columns=columns, series=series, breaks=breaks, origin=rng.random(150) < 0.5,
+        panel,
+        targets=targets,
+        target_names=("up", "size"),
+        columns=columns,
+        series=series,
+        breaks=breaks,
+        origin=rng.random(150) < 0.5,
         timezone="Asia/Shanghai",
     )
 
