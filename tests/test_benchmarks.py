@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from benchmarks import coverage, loader, panel_memory, peer, ranks, resume, run_all, train_step
+from benchmarks import coverage, forecast, loader, panel_memory, peer, ranks, resume, run_all, train_step
 from benchmarks.common import Report, make_panel
 from kronos.errors import InputError
 
@@ -36,6 +36,19 @@ def test_the_training_step_is_timed_in_its_three_forms(capsys):
     report = train_step.main(["--batch", "2", "--rounds", "1", "--steps", "1", "--curve-steps", "1", "--encoded", "4"])
     assert [row.measure.split("tokens, ")[1] for row in report.rows] == ["fp32", "fp32, cached tokens", "bf16, cached tokens"]
     assert "a tenth of encoding" in capsys.readouterr().out
+
+
+def test_forecasts_are_timed_scored_and_checked_token_by_token(capsys):
+    report = forecast.main(["--cases", "mini", "--shrink", "20", "--rounds", "1", "--origins", "2", "--paths", "3", "--steps", "2"])
+    shown = capsys.readouterr().out
+    assert "0 different" in report.rows[-1].seen and "float64" in report.rows[-1].measure and "CRPS in int8" in shown
+
+
+def test_a_token_drawn_otherwise_would_be_noticed(monkeypatch):
+    real = forecast.quality.generate
+    monkeypatch.setattr(forecast.quality, "generate", lambda *a: tuple(ids ^ 1 for ids in real(*a)))
+    report = forecast.main(["--cases", "mini", "--shrink", "20", "--rounds", "1", "--origins", "2", "--paths", "3", "--steps", "2"])
+    assert passed(report)[-2:] == [False, False]
 
 
 @pytest.fixture

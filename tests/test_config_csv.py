@@ -267,8 +267,8 @@ def test_training_keys_out_of_range_are_refused_by_name(flag):
 def test_the_loops_settings_follow_the_stage():
     flags = ["training.accumulation_steps=3", "training.pct_start=0.2", "training.augment.noise=0.1", "training.early_stop_min_delta=1e-3"]
     config = configure(*flags, "training.monitor_predictor=val_window_loss", "device.panel_on_device=false")
-    tokenizer, predictor = config.fit_settings("tokenizer", "cpu"), config.fit_settings("predictor", "cpu")
-    training = config.training
+    training, on_device = config.training, config.device.panel_on_device
+    tokenizer, predictor = (training.fit_settings(stage, "cpu", on_device) for stage in ("tokenizer", "predictor"))
     assert (tokenizer.learning_rate, predictor.learning_rate) == (training.tokenizer_learning_rate, training.predictor_learning_rate)
     assert (tokenizer.epochs, predictor.epochs) == (training.tokenizer_epochs, training.basemodel_epochs)
     assert (tokenizer.clip_norm, predictor.clip_norm) == (2.0, 3.0)
@@ -278,7 +278,7 @@ def test_the_loops_settings_follow_the_stage():
 
 
 def test_every_setting_of_the_loop_is_set_by_some_key():
-    plain = configure("data.data_path=x.csv").fit_settings("predictor", "cpu")
+    plain = configure("data.data_path=x.csv").training.fit_settings("predictor", "cpu")
     flags = (
         "epochs=2 batch_size=2 accumulation_steps=2 predictor_learning_rate=1e-3 adam_beta1=0.5 adam_weight_decay=0 clip_norm_predictor=1 "
         "seed=1 schedule=plateau warmup_ratio=0.5 div_factor=2 final_div_factor=2 min_lr_ratio=0.5 plateau_factor=0.1 plateau_patience=9 "
@@ -287,7 +287,7 @@ def test_every_setting_of_the_loop_is_set_by_some_key():
         "log_interval=5 num_workers=0 augment.scale=0.5 score_start=no"
     )
     changed = configure("data.data_path=x.csv", *[f"training.{flag}" for flag in flags.split()], "device.panel_on_device=no")
-    changed = changed.fit_settings("predictor", "mps")
+    changed = changed.training.fit_settings("predictor", "mps", changed.device.panel_on_device)
     same = [field.name for field in fields(plain) if getattr(plain, field.name) == getattr(changed, field.name)]
     assert same == ["mode"], "whatever the Kronos tasks monitor is a loss, so mode has no key"
 

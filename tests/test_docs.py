@@ -16,8 +16,9 @@ import yaml
 from bars import make_frame
 
 from finetune.engine.config import ENVIRONMENT, describe_keys, key_table
+from finetune.pipeline import prepared, run_stage
 from finetune_csv.config import CsvConfig
-from finetune_csv.pipeline import draw_forecast, prepared, run_stage, stages_of
+from finetune_csv.pipeline import draw_forecast, stages_of
 from kronos import save_module
 
 ROOT = Path(__file__).resolve().parents[1]

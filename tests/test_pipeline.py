@@ -15,8 +15,9 @@ from ranks import environment, free_port
 from safetensors.torch import load_file
 
 from finetune.engine.config import resolved
+from finetune.pipeline import prepared, run_stage
 from finetune_csv.config import CsvConfig
-from finetune_csv.pipeline import draw_forecast, prepared, run_stage, stages_of
+from finetune_csv.pipeline import draw_forecast, stages_of
 from kronos import load_predictor, load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -27,6 +27,7 @@ from finetune.engine.schema import (
     describe_keys,
     fields_of,
     find_field,
+    home_of,
     is_secret,
     is_section,
     key,
@@ -181,7 +182,8 @@ def _override_layer(schema: type[Section], text: str, problems: list[Problem]) -
     for part in reversed(path):
         tree = {part: tree}
     layer = _Flattener(schema, FLAG, "--set", {}, problems).layer(tree)
-    return {keys: replace(given, partial=len(path) > len(keys)) for keys, given in layer.items()}
+    depth = len(path) + (home_of(schema, path[0]) is not None)
+    return {keys: replace(given, partial=depth > len(keys)) for keys, given in layer.items()}
 
 
 class _Flattener:
@@ -192,8 +194,23 @@ class _Flattener:
         self.found: Layer = {}
 
     def layer(self, tree: dict[str, Any]) -> Layer:
-        self.walk(self.schema, tree, ())
+        homes = {name: home for name in tree if (home := home_of(self.schema, name))}
+        self.walk(self.schema, {name: value for name, value in tree.items() if name not in homes}, ())
+        for name, home in homes.items():  # after the sections, whatever their order in the file
+            self.at_the_top(name, tree[name], home)
         return self.found
+
+    def at_the_top(self, name: str, value: Any, home: str) -> None:
+        """A section's key that stands outside it."""
+        section = section_of(self.schema.model_fields[home].annotation)
+        lines = {(home, *path): line for path, line in self.lines.items() if path[:1] == (name,)}
+        moved = _Flattener(self.schema, self.level, self.source, lines, self.problems)
+        moved.walk(section, {name: value}, (home,))
+        for path, given in moved.found.items():
+            there = self.found.setdefault(path, given)
+            if there.value != given.value:
+                text = f"{_name((name,))} sets {_name(path)}, which is given another value ({there.where}); keep one of the two"
+                self.problems.append(Problem(given.where, text))
 
     def where(self, path: KeyPath) -> str:
         return f"line {self.lines[path]}" if path in self.lines else self.source

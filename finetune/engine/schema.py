@@ -79,7 +79,8 @@ class Section(BaseModel):
     """Keys that belong together. Unknown keys are refused, defaults are validated, and nothing changes after loading.
 
     aliases: another documented name of a key, and the key or keys it sets. hides: a key that, given by a flag or a variable, makes a
-    lower layer's value of other keys void, because those were derived from the old one.
+    lower layer's value of other keys void, because those were derived from the old one. flat: of a whole file's schema: a key that only one
+    section has may also stand at the top.
     """
 
     model_config = ConfigDict(
@@ -93,6 +94,7 @@ class Section(BaseModel):
     )
     aliases: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     hides: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    flat: ClassVar[bool] = False
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
 
     def problems(self) -> Iterator[tuple[str, str]]:
@@ -184,6 +186,15 @@ def setting(field: FieldInfo, name: str) -> Any:
     """What `key` was told about a field: its env, path, words or example."""
     extra = field.json_schema_extra
     return extra.get(name) if isinstance(extra, dict) else None
+
+
+def home_of(schema: type[Section], name: str) -> str | None:
+    """The section that a key at the top belongs to, if the schema is flat and only one section has it."""
+    if not schema.flat or name in schema.model_fields or name in schema.aliases:
+        return None
+    sections = {home: section_of(field.annotation) for home, field in schema.model_fields.items() if is_section(field)}
+    homes = [home for home, section in sections.items() if name in section.model_fields or name in section.aliases]
+    return homes[0] if len(homes) == 1 else None
 
 
 def fields_of(schema: type[Section], prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, FieldInfo]]:

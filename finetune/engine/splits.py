@@ -46,32 +46,42 @@ def make_splits(
     else:
         bounds = _bounds_by_date(panel, ratios)
     store, length = Store(panel), lookback + horizon + extra_rows
-    origin_runs = None if _all_true(panel.origin) else _true_runs(panel.origin)
+    cut = _Cutter(store, lookback, horizon, extra_rows, normalise, clip)
     made = []
     for k, name in enumerate(NAMES):
         first_target = bounds[:, k] if k else panel.offsets[:-1]  # training lookahead may begin anywhere
-        lo, hi = _start_ranges(panel, first_target, bounds[:, k + 1], lookback, length)
-        if origin_runs is not None:
-            lo, hi = _intersect(lo + lookback - 1, hi + lookback - 1, *origin_runs)  # origin: the last row of the lookback
-            lo, hi = lo - (lookback - 1), hi - (lookback - 1)
-        step = stride if name == "train" else 1
-        windows = Windows(
-            store,
-            name,
-            lo,
-            -(-(hi - lo) // step),
-            lookback=lookback,
-            horizon=horizon,
-            extra_rows=extra_rows,
-            stride=step,
-            normalise=normalise,
-            clip=clip,
-        )
+        windows = cut(name, first_target, bounds[:, k + 1], stride if name == "train" else 1)
         if ratios[k] > 0 and len(windows) == 0:
             raise InputError(_empty_split(panel, name, ratios[k], lookback, horizon, length, bounds[:, k : k + 2]))
         made.append(windows)
     _let_go(panel.times, panel.origin)
     return Splits(*made)
+
+
+def windows_of(
+    panel: Any, name: str, lookback: int, horizon: int, *, extra_rows: int = 1, stride: int = 1, normalise: str = "lookback", clip: float = 5.0
+) -> Windows:
+    """All windows of a panel that is one split already, as its `origin` allows them. May be empty."""
+    windows = _Cutter(Store(panel), lookback, horizon, extra_rows, normalise, clip)(name, panel.offsets[:-1], panel.offsets[1:], stride)
+    _let_go(panel.times, panel.origin)
+    return windows
+
+
+class _Cutter:
+    """Makes windows of one store where its `origin` allows a forecast."""
+
+    def __init__(self, store: Store, lookback: int, horizon: int, extra_rows: int, normalise: str, clip: float):
+        self.store, self.lookback, self.length = store, lookback, lookback + horizon + extra_rows
+        self.how = dict(lookback=lookback, horizon=horizon, extra_rows=extra_rows, normalise=normalise, clip=clip)
+        self.origins = None if _all_true(store.panel.origin) else _true_runs(store.panel.origin)
+
+    def __call__(self, name: str, first_target: np.ndarray, end: np.ndarray, stride: int) -> Windows:
+        """Windows whose first bar to forecast is at row first_target [S] of its series or later, and which end before row end [S]."""
+        lo, hi = _start_ranges(self.store.panel, first_target, end, self.lookback, self.length)
+        if self.origins is not None:
+            lo, hi = _intersect(lo + self.lookback - 1, hi + self.lookback - 1, *self.origins)  # origin: the last row of the lookback
+            lo, hi = lo - (self.lookback - 1), hi - (self.lookback - 1)
+        return Windows(self.store, name, lo, -(-(hi - lo) // stride), stride=stride, **self.how)
 
 
 def _let_go(*arrays: np.ndarray) -> None:
