@@ -334,3 +334,44 @@ def test_the_template_loads_and_holds_every_default(tmp_path):
 def test_a_variable_outside_of_the_table_is_a_fault_of_ours():
     with pytest.raises(AssertionError, match="NOT_LISTED"):
         key(1, "x", env="NOT_LISTED")
+
+
+# ---- keys of one section at the top
+
+
+class Flat(Config):
+    flat: ClassVar = True
+
+
+@pytest.fixture
+def load_flat(tmp_path):
+    def load(text, *overrides):
+        path = tmp_path / "flat.yaml"
+        path.write_text(text)
+        return load_config(Flat, path, overrides, {})
+
+    return load
+
+
+def test_a_key_of_one_section_may_stand_at_the_top_in_a_file_and_in_a_flag(load_flat):
+    config = load_flat("path: [a.csv]\nbatch_size: 4\nepochs: 3\n", "rate=0.5", "net.width=3", "net.layers=2")
+    assert (config.model.net.width, config.model.net.layers) == (3, 2)
+    assert (config.data.path, config.training.batch_size, config.training.rate) == (["a.csv"], 4, 0.5)
+    assert (config.training.first_epochs, config.training.second_epochs) == (3, 3), "aliases too"
+    assert sources(config)["training.batch_size"] == "file, line 2"
+
+
+def test_a_key_at_the_top_that_contradicts_its_section_is_told_with_both_places(load_flat):
+    with pytest.raises(InputError, match=r"line 1: batch_size sets training.batch_size, which is given another value \(line 2\)"):
+        load_flat("batch_size: 4\ntraining: {batch_size: 5}\npath: a.csv\n")
+
+
+def test_a_wrong_value_at_the_top_is_told_with_its_line_and_section(load_flat):
+    with pytest.raises(InputError, match=r"line 2: training.batch_size is 'many'; expected: whole number"):
+        load_flat("path: a.csv\nbatch_size: many\n")
+
+
+def test_a_key_that_two_sections_have_must_say_which_and_a_schema_that_is_not_flat_takes_none(load_flat, refused):
+    with pytest.raises(InputError, match=r"unknown key note; did you mean training.note or output.note"):
+        load_flat("path: a.csv\nnote: x\n")
+    assert "unknown key batch_size; did you mean training.batch_size?" in refused(GOOD + "batch_size: 4\n")
