@@ -43,6 +43,7 @@ class CsvConfig(PipelineConfig):
             split=data.split,
             stride=data.window_stride,
             clip=data.clip,
+            sampling=data.sampling,
             say=say,
         )
         return panel, windows

@@ -195,3 +195,33 @@ def test_the_cut_time_is_the_smallest_with_that_share_of_rows_before_it(share):
 def test_a_stride_takes_every_kth_start_of_each_stretch():
     train = splits(make_panel(1, 100), (0.8, 0.2, 0.0), stride=5).train
     assert all_starts(train).tolist() == list(range(0, 80 - LENGTH + 1, 5))
+
+
+# ---- series of unequal length
+
+
+def shares(source, panel):
+    """How often an epoch of all places draws each series, and the windows drawn."""
+    index = epoch_order(source, len(source), 0, 3, 0, len(source))
+    rows = source.source.start_rows(source.windows_at(index))
+    return np.bincount(series_of(panel, rows), minlength=panel.n_series) / len(index), rows
+
+
+@pytest.mark.parametrize(("how", "expected"), [("symbols", [1, 1, 1]), ("sqrt", [9**0.5, 49**0.5, 225**0.5])])
+def test_series_are_drawn_as_often_as_asked_for_and_every_window_still_comes_up(how, expected):
+    panel = make_panel(3, [LENGTH + 8, LENGTH + 48, LENGTH + 224])
+    (train, *_), (plain, *_) = splits(panel, (1, 0, 0), sampling=how), splits(panel, (1, 0, 0))
+    drawn, rows = shares(train, panel)
+    np.testing.assert_allclose(drawn, np.array(expected) / sum(expected), atol=0.01)
+    assert set(rows.tolist()) == set(all_starts(plain).tolist())
+    counts = np.unique(rows[series_of(panel, rows) == 0], return_counts=True)[1]
+    assert counts.max() - counts.min() <= 1, "within a series every window is as likely as the next"
+
+
+def test_a_drawn_window_is_the_window_it_says_it_is():
+    panel = make_panel(2, [LENGTH + 3, LENGTH + 30])
+    (train, *_) = splits(panel, (1, 0, 0), sampling="symbols")
+    index = np.arange(len(train))
+    batch, real = train.gather(index), train.source.gather(train.windows_at(index))
+    assert torch.equal(batch["x"], real["x"]) and torch.equal(train.stamps(index), real["stamps"])
+    assert train.facts != train.source.facts, "a run resumed with another sampling must notice"

@@ -246,7 +246,7 @@ def key_table(schema: type[Section]) -> str:
 
 def template(schema: type[Section]) -> str:
     """A YAML file with every key at its default, each with a comment: type and meaning. Required keys get their example."""
-    lines = ["# Every key with its meaning, [type] and default, which holds if a file leaves it out. Generated: tests/test_config_csv.py."]
+    lines = ["# Every key with its meaning, [type] and default, which holds if a file leaves it out. Generated: see CONTRIBUTING.md."]
     opened: KeyPath = ()
     for (path, field), row in zip(fields_of(schema), describe_keys(schema), strict=True):
         for depth in range(len(path) - 1):

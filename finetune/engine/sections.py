@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from pydantic import ValidationInfo, field_validator
 
+from finetune.engine.balance import Sampling
 from finetune.engine.config import Section, key, number_or, text_or
 from finetune.engine.distributed import pick_device
 from finetune.engine.settings import Amp, Augmentation, FitSettings, Schedule
@@ -34,6 +35,10 @@ class WindowSection(Section):
     )
     window_stride: int = key(
         1, "bars between the starts of two training windows; 1 uses every window (validation and test always do)", ge=1
+    )
+
+    sampling: Sampling = key(
+        "rows", "how training windows are drawn: rows, each equally; symbols, each series equally; sqrt, by the root of a series' length"
     )
 
     @property

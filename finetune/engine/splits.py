@@ -10,6 +10,7 @@ import numpy as np
 
 from kronos.errors import InputError
 
+from .balance import Sampling, balanced
 from .windows import Splits, Store, Windows
 
 NAMES = ("train", "val", "test")
@@ -27,6 +28,7 @@ def make_splits(
     stride: int = 1,
     normalise: str = "lookback",
     clip: float = 5.0,
+    sampling: Sampling = "rows",
     say: Callable[[str], None] = print,
 ) -> Splits:
     """Cut a panel into training, validation and test windows.
@@ -34,7 +36,7 @@ def make_splits(
     split "date": one cut date for all series, chosen so that `ratios` hold over rows; validation lookahead starts after
     the last training bar, its lookback may reach back into training. "per_symbol": each series is cut at its own ratios
     (training then holds bars later than another series' validation, and `say` warns of it).
-    stride: bars between the starts of two training windows; validation and test use every window.
+    stride: bars between the starts of two training windows; validation and test use every window. sampling: see `balance.balanced`.
     Raises InputError if a split with a ratio above 0 has no window.
     """
     if split == "per_symbol":
@@ -55,11 +57,19 @@ def make_splits(
             raise InputError(_empty_split(panel, name, ratios[k], lookback, horizon, length, bounds[:, k : k + 2]))
         made.append(windows)
     _let_go(panel.times, panel.origin)
-    return Splits(*made)
+    return Splits(balanced(made[0], sampling), *made[1:])
 
 
 def windows_of(
-    panel: Any, name: str, lookback: int, horizon: int, *, extra_rows: int = 1, stride: int = 1, normalise: str = "lookback", clip: float = 5.0
+    panel: Any,
+    name: str,
+    lookback: int,
+    horizon: int,
+    *,
+    extra_rows: int = 1,
+    stride: int = 1,
+    normalise: str = "lookback",
+    clip: float = 5.0,
 ) -> Windows:
     """All windows of a panel that is one split already, as its `origin` allows them. May be empty."""
     windows = _Cutter(Store(panel), lookback, horizon, extra_rows, normalise, clip)(name, panel.offsets[:-1], panel.offsets[1:], stride)

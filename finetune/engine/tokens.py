@@ -19,6 +19,7 @@ from tqdm import tqdm
 from kronos import KronosTokenizer, fingerprint
 from kronos.errors import InputError
 
+from .balance import Balanced
 from .checkpoint import MARKER, is_complete
 from .distributed import World
 from .errors import Interrupted
@@ -78,18 +79,21 @@ def with_cached_tokens(
     if mode == "off":
         return windows
     val = sample_subset(windows.val, settings.n_val_iter, settings.seed)
-    reason = _unfit(windows.train, val, tokenizer, settings, limit_gib)
+    train = windows.train.source if isinstance(windows.train, Balanced) else windows.train  # each window once, however often it is drawn
+    reason = _unfit(train, val, tokenizer, settings, limit_gib)
     if reason:
         if mode == "on":
             raise InputError(f"training.cache_tokens is on, but {reason}; set it to auto or off")
         say(f"tokens are not cached: {reason}")
         return windows
-    sources = (windows.train, val)
+    sources = (train, val)
     folders = [folder / f"tokens-{_key(source, tokenizer)}" for source in sources]
     cached = [_filled(source, tokenizer, place, world, stop, say) for source, place in zip(sources, folders, strict=True)]
     if world.is_main:
         for old in set(folder.glob("tokens-*")) - set(folders):
             shutil.rmtree(old)
+    if isinstance(windows.train, Balanced):
+        cached[0] = windows.train.over(cached[0])
     return Splits(*cached, windows.test)
 
 

@@ -17,6 +17,7 @@ from kronos.errors import InputError
 
 from . import checkpoint
 from .augment import Augmenter
+from .balance import Balanced
 from .batches import Micro, plan_epoch, prepared, step_micros, to_device
 from .distributed import World
 from .errors import Interrupted
@@ -93,8 +94,9 @@ class _Loop:
             self.train.to(world.device)
             self.val.to(world.device)
         self.augmenter = Augmenter(settings.augmentation, settings.seed) if settings.augmentation.active else None
-        if isinstance(self.train, Windows):
-            self.train.augment = self.augmenter
+        drawn_from = self.train.source if isinstance(self.train, Balanced) else self.train
+        if isinstance(drawn_from, Windows):
+            drawn_from.augment = self.augmenter
         self.plan = plan_epoch(self.train, settings, world)
         self.state, self.begin = State(), time.perf_counter()
         self.best_weights: dict[str, torch.Tensor] | None = None

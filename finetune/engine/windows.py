@@ -91,8 +91,8 @@ class Windows:
         self.store, self.name = store, name
         self.lookback, self.horizon, self.length = lookback, horizon, lookback + horizon + extra_rows
         self.stride, self.normalise, self.clip = stride, normalise, clip
-        self._starts = np.asarray(starts, np.int64)
-        self._first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])  # index of each run's first window
+        self.run_starts = np.asarray(starts, np.int64)
+        self.first_of_run = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])  # index of each run's first window, and the end
         self.augment: Callable[[dict, np.ndarray], None] | None = None
         self.facts = {
             "data": store.panel.fingerprint,
@@ -103,11 +103,11 @@ class Windows:
             "normalisation": normalise,
             "clip": clip,
             "number of windows": len(self),
-            "window starts": _digest(self._starts.tobytes() + self._first.tobytes()),
+            "window starts": _digest(self.run_starts.tobytes() + self.first_of_run.tobytes()),
         }
 
     def __len__(self) -> int:
-        return int(self._first[-1])
+        return int(self.first_of_run[-1])
 
     @property
     def panel(self) -> Any:
@@ -121,8 +121,8 @@ class Windows:
         index = np.asarray(index, np.int64)
         if index.size and (index.min() < 0 or index.max() >= len(self)):
             raise IndexError(f"window index {index.min()}..{index.max()} outside 0..{len(self) - 1} of split '{self.name}'")
-        run = np.searchsorted(self._first, index, side="right") - 1
-        return self._starts[run] + (index - self._first[run]) * self.stride
+        run = np.searchsorted(self.first_of_run, index, side="right") - 1
+        return self.run_starts[run] + (index - self.first_of_run[run]) * self.stride
 
     def gather(self, index: np.ndarray) -> dict[str, torch.Tensor]:
         """A batch: `x` [B, T, F] float32 (normalised as configured), `stamps` [B, T, 5] uint8, and with normalisation
