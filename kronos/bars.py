@@ -43,13 +43,17 @@ def prepare(
         raise InputError(f"{where}x_timestamp has {len(stamps[0])} entries for {len(values)} bars: give one timestamp per row of df")
     if len(stamps[1]) != pred_len:
         raise InputError(f"{where}y_timestamp has {len(stamps[1])} entries, pred_len is {pred_len}: give one timestamp per bar to forecast")
-    if newest is not None:  # as if no more had been given
-        values, stamps[0] = values[-newest:], stamps[0][-newest:]
+    return normalise(values, np.concatenate(stamps), clip, newest)
+
+
+def normalise(values: np.ndarray, stamps: np.ndarray, clip: float, newest: int | None = None) -> Lookback:
+    """Finite bars [P, 6] float64 and stamps [P + horizon, 5] int64, made ready; the `newest` alone, as if no more were given."""
+    if newest is not None and newest < len(values):
+        values, stamps = values[-newest:], stamps[len(values) - newest :]
     mean, scale = values.mean(0), values.std(0) + _EPSILON
     normalised = np.clip((values - mean) / scale, -clip, clip).astype(np.float32)
-    both = np.concatenate(stamps)
-    digest = hashlib.blake2b(values.tobytes() + both.tobytes(), digest_size=8).digest()
-    return Lookback(normalised, mean, scale, both, int.from_bytes(digest, "little"), values[-1])
+    digest = hashlib.blake2b(values.tobytes() + stamps.tobytes(), digest_size=8).digest()
+    return Lookback(normalised, mean, scale, stamps, int.from_bytes(digest, "little"), values[-1])
 
 
 def _values(df: pd.DataFrame, where: str) -> np.ndarray:

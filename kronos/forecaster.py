@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from kronos.bars import COLUMNS, Lookback, prepare
+from kronos.bars import COLUMNS, Lookback, normalise, prepare
 from kronos.calendar import future_times
 from kronos.distribution import Forecast, checked_levels, make_consistent
 from kronos.errors import InputError
@@ -201,6 +201,42 @@ class KronosPredictor:
         request = _Request(pred_len, sample_count, Sampling(T, top_k, top_p), context, consistent, seed, verbose)
         found = self._forecasts(df_list, x_timestamp_list, y_timestamp_list, calendar, request, lambda forecast: forecast)
         return [result for _, result in sorted(found, key=lambda pair: pair[0])]
+
+    def predict_arrays(
+        self,
+        values: np.ndarray,
+        stamps: np.ndarray,
+        pred_len: int,
+        T: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 0.9,
+        sample_count: int = 1,
+        *,
+        seed: int | None = None,
+        consistent: bool = True,
+        context: str = "exact",
+    ) -> np.ndarray:
+        """The paths of `predict_batch(..., return_samples=True)` for bars that are arrays already, of one length: no DataFrame is made.
+
+        values [B, P, 6]: finite bars, columns as in `kronos.bars.COLUMNS`. stamps [B, P + pred_len, 5]: minute, hour, weekday (Monday 0),
+        day, month of those bars and of the bars to come. Returns [B, sample_count, pred_len, 6] float64, the same numbers as from frames.
+        Raises InputError for wrong settings, a wrong shape or a bar that is not finite.
+        """
+        request = _Request(pred_len, sample_count, Sampling(T, top_k, top_p), context, consistent, seed, verbose=False)
+        values, stamps = np.asarray(values, dtype=np.float64), np.asarray(stamps, dtype=np.int64)
+        batch, size = values.shape[:2] if values.ndim == 3 else (0, 0)
+        if size == 0 or values.shape[2] != len(COLUMNS) or stamps.shape != (batch, size + pred_len, 5):
+            raise InputError(
+                f"values {values.shape} and stamps {stamps.shape} do not fit: give [B, P, {len(COLUMNS)}] and [B, P + {pred_len}, 5]"
+            )
+        if bad := int((~np.isfinite(values)).any((1, 2)).sum()):
+            raise InputError(f"{bad} of {batch} series hold bars that are not finite: fill or drop them first")
+        newest = self._newest(request)
+        series = [normalise(*one, self.clip, newest) for one in zip(values, stamps, strict=True)]
+        paths = np.empty((batch, sample_count, pred_len, len(COLUMNS)))
+        for i, found in self._paths(series, request):
+            paths[i] = make_consistent(found)[0] if consistent else found
+        return paths
 
     def _forecasts(
         self,
