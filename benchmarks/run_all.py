@@ -17,8 +17,11 @@ from finetune.engine.files import write_text
 
 from .common import ROOT, Report, Row, as_text, clock_argument, parser_for
 
-NAMES = ("loader", "coverage", "train_step", "ranks", "resume", "panel_memory", "forecast", "serve")
-TIMED = ("loader", "train_step", "forecast")  # these take --clock
+NAMES = (
+    *("loader", "coverage", "train_step", "ranks", "resume", "panel_memory"),
+    *("forecast", "serve", "qlib_data", "day_forecasts", "backtest"),
+)
+TIMED = ("loader", "train_step", "forecast", "day_forecasts", "backtest")  # these take --clock
 
 
 def main(argv: Sequence[str] | None = None) -> int:
