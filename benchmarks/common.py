@@ -89,12 +89,15 @@ def clock_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def begin(name: str, parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, Report]:
-    """Parse, pin this process's threads, start a report. The command shown holds every argument that is not a default."""
+    """Parse, pin this process's threads, start a report.
+
+    The command shown holds every argument that is not a default; paths, which differ from machine to machine, as PATH.
+    """
     args = parser.parse_args(argv)
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # for the children
     torch.set_num_threads(args.threads)
     flags = "".join(
-        f" --{k.replace('_', '-')} {'PATH' if k == 'peer' else v}"
+        f" --{k.replace('_', '-')} {'PATH' if isinstance(v, Path) else v}"
         for k, v in vars(args).items()
         if k != "out" and v != parser.get_default(k)
     )
