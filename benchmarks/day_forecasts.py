@@ -108,7 +108,7 @@ def _panel(symbols: int, days: int) -> tuple[Panel, np.ndarray]:
 
 def _ours(forecaster: KronosPredictor, panel: Panel, calendar: np.ndarray, **changes: float) -> DayForecasts:
     """All forecasts, into a folder of their own."""
-    settings = SimpleNamespace(**{**dict(T=0.6, top_k=0, top_p=0.9, sample_count=SAMPLES, seed=100, batch_size=1000), **changes})
+    settings = SimpleNamespace(**{**dict(T=0.6, top_k=0, top_p=0.9, sample_count=SAMPLES, seed=100, series_at_once=1000), **changes})
     how = dict(lookback=LOOKBACK, horizon=HORIZON, settings=settings, say=lambda _: None)
     with tempfile.TemporaryDirectory() as folder:
         return forecast_days(forecaster, panel, calendar=calendar, folder=folder, **how)

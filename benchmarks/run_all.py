@@ -19,7 +19,7 @@ from .common import ROOT, Report, Row, as_text, clock_argument, parser_for
 
 NAMES = (
     *("loader", "coverage", "train_step", "ranks", "resume", "panel_memory"),
-    *("forecast", "serve", "qlib_data", "day_forecasts", "backtest"),
+    *("forecast", "serve", "qlib_data", "day_forecasts", "backtest", "kaggle_data"),
 )
 TIMED = ("loader", "train_step", "forecast", "day_forecasts", "backtest")  # these take --clock
 

@@ -42,7 +42,7 @@ class ForecastSettings:
     top_p: float
     sample_count: int
     seed: int
-    batch_size: int
+    series_at_once: int
 
 
 def study(config: QlibConfig, say: Say = print) -> Backtests:
@@ -68,7 +68,7 @@ def day_signals(config: QlibConfig, store: Store, panel: Panel, say: Say) -> dic
     """The signals of every forecast that the panel allows; finished forecasts are kept, and a restarted run continues."""
     chosen = config.inference
     settings = ForecastSettings(
-        chosen.T, chosen.top_k, chosen.top_p, chosen.sample_count, config.training.seed, batch_size=chosen.series_at_once
+        chosen.T, chosen.top_k, chosen.top_p, chosen.sample_count, config.training.seed, series_at_once=chosen.series_at_once
     )
     forecasts = forecast_days(
         _predictor(config),

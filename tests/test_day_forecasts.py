@@ -24,7 +24,7 @@ N_SYMBOLS, N_DAYS = 4, 40
 
 
 def settings(**changes):
-    return SimpleNamespace(**{**dict(T=1.0, top_k=0, top_p=0.9, sample_count=3, seed=7, batch_size=8), **changes})
+    return SimpleNamespace(**{**dict(T=1.0, top_k=0, top_p=0.9, sample_count=3, seed=7, series_at_once=8), **changes})
 
 
 def predictor(seed=1):
@@ -122,7 +122,7 @@ def test_a_forecast_is_that_of_predict_for_the_symbol_alone(forecast, panel):
 def test_other_symbols_and_other_batches_change_nothing(forecast, panel):
     everyone = forecast()
     of_one = rows_kept(panel, np.arange(panel.n_rows) >= panel.offsets[3])
-    alone = forecast(of_one, "alone", batch_size=3)
+    alone = forecast(of_one, "alone", series_at_once=3)
     np.testing.assert_allclose(alone.closes, everyone.closes[everyone.symbols == "S03"], rtol=1e-5)
 
 
@@ -204,9 +204,9 @@ def test_forecasts_of_other_weights_never_join_those_of_a_run_that_was_stopped(f
     assert forecast.said[0].startswith("8 of 116 forecasts were there")
 
 
-def test_another_batch_size_goes_on_with_what_is_there(forecast):
+def test_another_number_at_once_goes_on_with_what_is_there(forecast):
     forecast()
-    forecast(batch_size=5)
+    forecast(series_at_once=5)
     assert forecast.said[0].startswith("116 of 116 forecasts were there")
 
 

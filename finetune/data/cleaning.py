@@ -57,8 +57,11 @@ class CleanBars:
 
 
 @dataclass
-class _Rows:
-    """The bars sorted by series and time, while rows are being given up. values [n, 6]; lost [n] bool: will not be kept."""
+class Rows:
+    """Bars sorted by series and time, while rows are being given up. codes [n]: number of the series in `names`; values [n, 6] float64.
+
+    lost [n] bool: will not be kept. counts: what was done to how many bars of which series.
+    """
 
     codes: np.ndarray
     names: list[str]
@@ -92,18 +95,26 @@ def clean(table: Table, name: str, *, policy: Policy, timezone: str = "") -> Cle
         note_impossible(bars)
     bars.problems.raise_if_any()
     order = _order(bars)
-    rows = _Rows(bars.codes[order], bars.names, bars.values[order], np.zeros(len(order), bool), defaultdict(Counter))
-    rows.values[~np.isfinite(rows.values)] = np.nan
+    rows = Rows(bars.codes[order], bars.names, bars.values[order], np.zeros(len(order), bool), defaultdict(Counter))
     rows.lose("time missing", bars.times.missing[order])
+    discard_unusable(rows, policy, amount_given="amount" in bars.given)
+    return _kept(rows, bars, order)
+
+
+def discard_unusable(rows: Rows, policy: Policy, *, amount_given: bool) -> None:
+    """Mark, count and (under `ffill`) fill in place the bars that cannot be used as they are, by the rules of `clean`.
+
+    amount_given: False sets amounts from volume and prices, filled ones too.
+    """
+    rows.values[~np.isfinite(rows.values)] = np.nan
     for found in impossible(rows.values):
         rows.lose(found.kind, found.rows)
     if policy.missing == "ffill":
         _fill(rows, policy.max_ffill)
     rows.lose("value missing", np.isnan(rows.values).any(axis=1))
     _suspended(rows, policy)
-    if "amount" not in bars.given:
+    if not amount_given:
         rows.values[:, AMOUNT] = usual_amount(rows.values)  # again, now that cells are filled
-    return _kept(rows, bars, order)
 
 
 def _order(bars: Bars) -> np.ndarray:
@@ -122,7 +133,7 @@ def _order(bars: Bars) -> np.ndarray:
     return grouped[np.lexsort((clock, codes))]
 
 
-def _fill(rows: _Rows, max_ffill: int) -> None:
+def _fill(rows: Rows, max_ffill: int) -> None:
     """Forward fill: missing cells of a run of incomplete bars take the values of the complete bar just before the run."""
     gap = np.isnan(rows.values).any(axis=1) & ~rows.lost
     if not gap.any():
@@ -152,7 +163,7 @@ def _fill(rows: _Rows, max_ffill: int) -> None:
     rows.count("filled forward", filled & ~rows.lost)
 
 
-def _suspended(rows: _Rows, policy: Policy) -> None:
+def _suspended(rows: Rows, policy: Policy) -> None:
     """Bars without volume in a series that otherwise has it."""
     silent = (rows.values[:, VOLUME] == 0) & ~rows.lost
     trades = np.bincount(rows.codes[(rows.values[:, VOLUME] > 0) & ~rows.lost], minlength=len(rows.names)) > 0
@@ -163,7 +174,7 @@ def _suspended(rows: _Rows, policy: Policy) -> None:
         rows.count("kept although volume is 0 (data.drop_suspended leaves them out)", silent)
 
 
-def _kept(rows: _Rows, bars: Bars, order: np.ndarray) -> CleanBars:
+def _kept(rows: Rows, bars: Bars, order: np.ndarray) -> CleanBars:
     keep = np.flatnonzero(~rows.lost)
     codes, lost_before = rows.codes[keep], np.cumsum(rows.lost)[keep]
     breaks = np.flatnonzero((np.diff(lost_before) > 0) & (np.diff(codes) == 0)) + 1

@@ -110,9 +110,9 @@ class Panel:
         }
         if targets is not None:
             arrays["targets"] = _frozen(targets, "<f4")
-        meta = _meta(columns, series, target_names, stamp, timezone)
-        _check_shapes(arrays, meta)
-        _check_rows(arrays, series, columns)
+        meta = meta_of(columns, series, target_names, stamp, timezone)
+        check_shapes(arrays, meta)
+        check_rows(arrays, series, columns)
         return cls._of(arrays, meta, fingerprint_of(arrays, meta))
 
     @classmethod
@@ -132,7 +132,7 @@ class Panel:
 
         Raises InputError if `folder` holds something that is not a panel, or cannot be written.
         """
-        meta = _meta(self.columns, self.series, self.target_names, self.stamp, self.timezone)
+        meta = meta_of(self.columns, self.series, self.target_names, self.stamp, self.timezone)
         return panel_store.write_folder(Path(folder), self._arrays(), {**meta, "fingerprint": self.fingerprint})
 
     @classmethod
@@ -145,14 +145,14 @@ class Panel:
         arrays, meta = panel_store.read_folder(folder)
         try:
             _check_meta(meta)
-            _check_shapes(arrays, meta)
+            check_shapes(arrays, meta)
         except (KeyError, TypeError, ValueError) as error:
             raise panel_store.damaged(folder / panel_store.META_FILE, str(error) or type(error).__name__) from error
         return cls._of(arrays, meta, meta["fingerprint"])
 
     def verify(self) -> None:
         """Read every row and compare with the stored fingerprint (slow for large panels). Raises InputError if they differ."""
-        meta = _meta(self.columns, self.series, self.target_names, self.stamp, self.timezone)
+        meta = meta_of(self.columns, self.series, self.target_names, self.stamp, self.timezone)
         found = fingerprint_of(self._arrays(), meta)
         if found != self.fingerprint:
             raise InputError(f"panel fingerprint is {found} but {self.fingerprint} was stored: its files changed; make the panel again")
@@ -174,9 +174,10 @@ def fingerprint_of(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _meta(
+def meta_of(
     columns: Sequence[Column], series: Sequence[SeriesInfo], target_names: Sequence[str], stamp: str, timezone: str
 ) -> dict[str, Any]:
+    """What a panel's JSON holds beside fingerprint and shapes."""
     return {
         "columns": [[column.name, column.kind] for column in columns],
         "series": [[info.symbol, info.period, info.market, info.calendar] for info in series],
@@ -187,7 +188,7 @@ def _meta(
 
 
 def _frozen(array: np.ndarray, dtype: str) -> np.ndarray:
-    with np.errstate(over="ignore", invalid="ignore"):  # a float64 beyond float32 becomes inf here and is refused by name in _check_rows
+    with np.errstate(over="ignore", invalid="ignore"):  # a float64 beyond float32 becomes inf here and is refused by name in check_rows
         view = np.ascontiguousarray(array, dtype=dtype).view()
     view.flags.writeable = False
     return view
@@ -207,7 +208,7 @@ def _check_meta(meta: dict[str, Any]) -> None:
     _expect(re.fullmatch("[0-9a-f]{32}", meta["fingerprint"]), "fingerprint")
 
 
-def _check_shapes(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+def check_shapes(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
     """Everything that can be known without reading the rows."""
     n_rows, n_series = len(arrays["times"]), len(meta["series"])
     offsets, breaks = arrays["offsets"], arrays["breaks"]
@@ -224,7 +225,7 @@ def _check_shapes(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
     _expect(all(kind in COLUMN_KINDS for _, kind in meta["columns"]), f"a column kind is not one of {COLUMN_KINDS}")
 
 
-def _check_rows(arrays: dict[str, np.ndarray], series: Sequence[SeriesInfo], columns: Sequence[Column]) -> None:
+def check_rows(arrays: dict[str, np.ndarray], series: Sequence[SeriesInfo], columns: Sequence[Column]) -> None:
     """Everything that needs the rows: finite features, times that increase inside each series, stamps in range, series told apart."""
     if len(set(series)) < len(series):
         twice = next(info for i, info in enumerate(series) if info in series[:i])

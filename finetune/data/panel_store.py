@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,34 +39,101 @@ def write_folder(folder: Path, arrays: dict[str, np.ndarray], meta: dict[str, An
 
     Raises InputError if `folder` exists and is not a panel (or empty), or if the disk is full or may not be written.
     """
-    folder = Path(os.path.abspath(folder))
+    with FolderWriter(folder) as writer, explained(writer.folder, "cannot write the panel"):
+        _write_files(writer, arrays)
+        return writer.finish(meta)
+
+
+def _write_files(writer: FolderWriter, arrays: dict[str, np.ndarray]) -> None:
+    for name, array in arrays.items():
+        writer.begin(name, array.shape)
+        writer.append(name, array)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """InputError if `folder` holds something that is not a panel and would be lost if one were written there."""
     if folder.exists() and not is_panel_folder(folder) and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError(f"{folder}: exists and is not a panel, so it is not overwritten; choose another folder or remove it")
-    fresh, old = (folder.with_name(f".{folder.name}.{tag}-{os.getpid()}") for tag in ("new", "old"))
-    try:
-        with explained(folder, "cannot write the panel"):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(fresh, ignore_errors=True)
-            _write_files(fresh, arrays, meta)
-            _swap(fresh, folder, old)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    return folder
 
 
-def _write_files(fresh: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-    fresh.mkdir()
-    shapes = {}
-    for name, array in arrays.items():
+class FolderWriter:
+    """Writes a panel folder array by array and piece by piece; nothing is seen of it before `finish`, and nothing is left without it.
+
+    Use as a context manager: begin(name, shape), append(name, rows) until the shape is full, finish(meta). Raises as `write_folder` says.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(os.path.abspath(folder))
+        refuse_foreign(self.folder)
+        self._fresh, self._old = (self.folder.with_name(f".{self.folder.name}.{tag}-{os.getpid()}") for tag in ("new", "old"))
+        self._files: dict[str, Any] = {}
+        self._shapes: dict[str, list[int]] = {}
+        self._rows: dict[str, int] = {}
+
+    def __enter__(self) -> FolderWriter:
+        with explained(self.folder, "cannot write the panel"):
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(self._fresh, ignore_errors=True)
+            self._fresh.mkdir()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            with suppress(OSError):  # what could not be flushed has been told already
+                file.close()
+        shutil.rmtree(self._fresh, ignore_errors=True)
+
+    def begin(self, name: str, shape: tuple[int, ...]) -> None:
+        """Open the file of one array that will have `shape`, in the same bytes as np.save writes."""
+        header = {"descr": _DTYPES[name], "fortran_order": False, "shape": tuple(int(size) for size in shape)}
+        with explained(self.folder, "cannot write the panel"):
+            self._files[name] = open(self._fresh / f"{name}.npy", "wb")  # noqa: SIM115  closed by finish or __exit__
+            np.lib.format.write_array_header_1_0(self._files[name], header)
+        self._shapes[name], self._rows[name] = list(header["shape"]), 0
+
+    def append(self, name: str, array: np.ndarray) -> None:
+        """The next rows of an array, in its own dtype."""
         assert array.dtype.str == _DTYPES[name], f"{name} is {array.dtype.str}, not {_DTYPES[name]}"
-        shapes[name] = list(array.shape)
-        with open(fresh / f"{name}.npy", "wb") as file:
-            np.save(file, array, allow_pickle=False)
-            _flush(file)
-    with open(fresh / META_FILE, "w", encoding="utf-8") as file:
-        json.dump({"format": FORMAT, "version": VERSION, "shapes": shapes, **meta}, file, ensure_ascii=False)
-        _flush(file)
-    flush_folder(fresh)
+        assert list(array.shape[1:]) == self._shapes[name][1:], f"{name}: rows of {array.shape[1:]} in {self._shapes[name]}"
+        with explained(self.folder, "cannot write the panel"):
+            self._files[name].write(np.ascontiguousarray(array).data)
+        self._rows[name] += len(array)
+
+    def stored(self) -> dict[str, StoredArray]:
+        """All arrays as they are on the disk, whole; they stay readable until `finish`."""
+        with explained(self.folder, "cannot write the panel"):
+            for name, file in self._files.items():
+                assert self._rows[name] == self._shapes[name][0], f"{name} has {self._rows[name]} rows of {self._shapes[name]}"
+                file.flush()
+        return {name: StoredArray(self._fresh / f"{name}.npy", name, shape) for name, shape in self._shapes.items()}
+
+    def finish(self, meta: dict[str, Any]) -> Path:
+        """Flush everything to the disk and put the folder in its place; an earlier panel there is replaced."""
+        self.stored()
+        with explained(self.folder, "cannot write the panel"):
+            with open(self._fresh / META_FILE, "w", encoding="utf-8") as file:
+                json.dump({"format": FORMAT, "version": VERSION, "shapes": self._shapes, **meta}, file, ensure_ascii=False)
+                _flush(file)
+            for file in self._files.values():
+                _flush(file)
+                file.close()
+            flush_folder(self._fresh)
+            _swap(self._fresh, self.folder, self._old)
+        return self.folder
+
+
+class StoredArray:
+    """An array on the disk of which only the rows asked for are in memory, and not even mapped afterwards."""
+
+    def __init__(self, file: Path, name: str, shape: list[int]) -> None:
+        self._file, self._name, self.shape = file, name, tuple(shape)
+        self.dtype, self.ndim = np.dtype(_DTYPES[name]), len(shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return np.array(_read_array(self._file, self._name, list(self.shape))[rows])
 
 
 def _swap(fresh: Path, folder: Path, old: Path) -> None:

@@ -117,5 +117,5 @@ class Stepper:
 
 
 def _check_amp(settings: FitSettings, device: torch.device) -> None:
-    if settings.amp == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if settings.amp == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise InputError(f"training.amp: bf16 is not supported by {torch.cuda.get_device_name(device)}; use fp16 or off")

@@ -7,6 +7,8 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,7 @@ class Progress:
         facts += [f"{key} {item:.4g}" if isinstance(item, float) else f"{key} {item}" for key, item in extra.items() if key != "epoch"]
         facts.append(f"{per_s:,.0f} windows/s" if per_s >= 10 else f"{per_s:.2g} windows/s")
         facts.append(f"{tqdm.format_interval(left_s)} left" if left_s is not None else "")
-        return [fact for fact in (*facts, f"peak {peak_gib():.1f} GiB") if fact]
+        return [fact for fact in (*facts, gpu_use(), f"peak {peak_gib():.1f} GiB") if fact]
 
 
 class _Bar(Progress):
@@ -161,6 +163,23 @@ class Speed:
         took_s, windows = now - self._start[0], done - self._start[1]
         rate = windows / took_s if windows > 0 and took_s > 0 else self.per_s
         return max(0, total - done) / rate if rate > 0 else None
+
+
+def gpu_use() -> str:
+    """How busy the CUDA device in use is, e.g. "GPU 93 %"; empty without one, or without NVML (package nvidia-ml-py) or its permission."""
+    if not (_has_nvml() and torch.cuda.is_available() and torch.cuda.is_initialized()):
+        return ""
+    try:
+        return f"GPU {torch.cuda.utilization()} %"
+    except Exception as error:  # a slice of a GPU has no figure; NVML's errors are known only where it is installed
+        if type(error).__name__.startswith("NVMLError") or isinstance(error, RuntimeError):
+            return ""
+        raise
+
+
+@lru_cache(maxsize=1)
+def _has_nvml() -> bool:
+    return find_spec("pynvml") is not None
 
 
 def peak_gib() -> float:

@@ -42,14 +42,14 @@ Say = Callable[[str], Any]
 
 
 class Settings(Protocol):
-    """What is read of a configuration's `inference` section. batch_size: series computed together at most."""
+    """What is read of a configuration's `inference` section. series_at_once: series computed together at most."""
 
     T: float
     top_k: int
     top_p: float
     sample_count: int
     seed: int
-    batch_size: int
+    series_at_once: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ def forecast_days(
 
     calendar: the market's wall-clock times, increasing datetime64[ns], with as many of those to come as are known; beyond its end it is
     continued by its rhythm (`days.continued`). folder: keeps what is finished. A run with the same weights, bars and settings continues
-    from it, another one says what differs and starts anew; the device and batch_size may change in between.
+    from it, another one says what differs and starts anew; the device and series_at_once may change in between.
     Raises InputError: no origin, a panel of other columns or another calendar, weights whose forecasts are not numbers, memory, the disk.
     """
     work = _Work.of(panel, np.asarray(calendar, "datetime64[ns]"), lookback, horizon, say)
@@ -156,7 +156,7 @@ class _Work:
 def _forecast(predictor: KronosPredictor, work: _Work, settings: Settings, store: _Parts, done: int, say: Say) -> None:
     """Everything from forecast `done` on, in pieces that do not depend on where it begins."""
     tokens = _CPU_TOKENS if predictor.device.type == "cpu" else predictor.batch_tokens
-    together = max(1, min(settings.batch_size, tokens // (work.lookback + settings.sample_count * work.ahead.shape[1])))
+    together = max(1, min(settings.series_at_once, tokens // (work.lookback + settings.sample_count * work.ahead.shape[1])))
     days = len(np.unique(work.days[done:]))
     say(f"forecasts: {len(work) - done:,} on {days:,} days, {_day(work.days[done])} to {_day(work.days[-1])}, by {predictor.device}")
     with _Progress(len(work), done, say) as shown:
