@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from finetune.engine.balance import distinct
 from finetune.engine.batches import plan_epoch
 from finetune.engine.checkpoint import is_complete
 from finetune.engine.distributed import World
@@ -90,7 +91,7 @@ def _cost(job: Job, stage: Stage, processes: int, say: Say) -> StageCost:
     return StageCost(
         stage=stage,
         parameters=sum(p.numel() for p in task.trained().parameters()),
-        windows=len(job.windows.train),
+        windows=distinct(job.windows.train),
         per_epoch=plan.per_epoch,
         steps=plan.steps,
         epochs=settings.epochs,

@@ -21,6 +21,11 @@ def balanced(windows: Windows, how: Sampling) -> Source:
     return windows if how == "rows" else Balanced(windows, series_counts(windows), how)
 
 
+def distinct(source: Source) -> int:
+    """How many different windows there are, however often each is drawn."""
+    return len(source.source) if isinstance(source, Balanced) else len(source)
+
+
 def series_counts(windows: Windows) -> np.ndarray:
     """Windows of each series that has any, int64, in the order of the windows, which is that of the series."""
     runs = np.diff(windows.first_of_run)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from kronos import Kronos, KronosTokenizer
 from kronos.errors import InputError
 
+from .balance import distinct
 from .checkpoint import is_complete
 from .comet import CometSettings
 from .distributed import World
@@ -123,7 +124,7 @@ def _train(
     ) as run:
         effective = settings.batch_size * settings.accumulation_steps * world.size
         run.say(
-            f"{name}: {_count(task):,} parameters on {world.device} × {world.size}, {len(windows.train):,} training and "
+            f"{name}: {_count(task):,} parameters on {world.device} × {world.size}, {distinct(windows.train):,} training and "
             f"{len(windows.val):,} validation windows, effective batch {effective}, {settings.epochs} epochs, amp {settings.amp}"
         )
         ready = prepare(run) if prepare else windows
@@ -142,7 +143,7 @@ def _train(
                 "world_size": world.size,
                 "device": str(world.device),
                 "training_wall_s": result.wall_s,
-                "windows": {k: len(w) for k, w in zip(("train", "val", "test"), windows, strict=True)},
+                "windows": {k: distinct(w) for k, w in zip(("train", "val", "test"), windows, strict=True)},
                 "data": dict(windows.train.facts),
             }
         )
