@@ -146,7 +146,7 @@ def fold_configs(config: QlibConfig, store: Store, folds: int) -> Iterator[QlibC
     start = int(calendar.searchsorted(pd.Timestamp(config.data.train_time_range[0])))
     least = config.data.lookback_window + config.data.predict_window + 1
     for number, part in enumerate(np.array_split(bars, folds), 1):
-        begin = int(calendar.get_loc(part[0])) - 1  # the signal of the bar before is traded at the part's first
+        begin = int(calendar.get_loc(part[0]))  # the first bar to forecast, on the bar before: its signal is traded here
         validation = max(least, int(last - first) - config.data.lookback_window)
         left = begin - validation - start
         if left < 2 * least:
@@ -157,7 +157,7 @@ def fold_configs(config: QlibConfig, store: Store, folds: int) -> Iterator[QlibC
         ranges = {
             "train_time_range": [str(calendar[start].date()), str(calendar[begin - validation - 1])],
             "val_time_range": [str(calendar[begin - validation]), str(calendar[begin - 1])],
-            "test_time_range": [str(calendar[begin]), str(part[-1])],
+            "test_time_range": [str(part[0]), str(part[-1])],
         }
         yield _fold(config, number, ranges, [str(part[0]), str(part[-1])])
 
