@@ -21,9 +21,10 @@ def main() -> None:
     parser.add_argument("--skip-basemodel", action="store_true", help="train the tokenizer only")
     args = parser.parse_args()
 
+    from finetune.after_training import draw_forecast, score_forecasts
     from finetune.pipeline import prepared, run_stage
     from finetune_csv.config import CsvConfig  # after the arguments: --help need not wait for torch
-    from finetune_csv.pipeline import draw_forecast, score_forecasts, stages_of
+    from finetune_csv.pipeline import stages_of
 
     config = CsvConfig.load(args.config, args.overrides)
     stages = stages_of(config, skip_tokenizer=args.skip_tokenizer, skip_basemodel=args.skip_basemodel)

@@ -5,10 +5,11 @@ from pkgutil import resolve_name
 from finetune.engine.command import command_parser, common_arguments
 
 
-def train_one(stage: str, description: str, command: str, schema: str, config: str | None = None) -> None:
+def train_one(stage: str, description: str, command: str, schema: str, config: str | None = None, *, after: str = "") -> None:
     """Parse the command line and train one stage.
 
     schema: the configuration's class, such as "finetune_csv.config:CsvConfig". config: the file that holds without --config.
+    after: what is called with the job when it is trained, such as "finetune.after_training:draw_forecast".
     Raises InputError for anything wrong with the input.
     """
     given = "" if config else " --config C.yaml"
@@ -20,3 +21,5 @@ def train_one(stage: str, description: str, command: str, schema: str, config: s
 
     with prepared(resolve_name(schema).load(args.config, args.overrides), [stage], resume=args.resume) as job:
         run_stage(job, stage)
+        if after:
+            resolve_name(after)(job)

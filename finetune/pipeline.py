@@ -94,6 +94,8 @@ def prepared(config: Configuration, stages: Sequence[Stage], *, resume: bool = F
         say = print if here.is_main else lambda text: None
         here.on_main(lambda: str(ensure_writable_folder(config.model_paths.base_save_path)))
         todo = [stage for stage in stages if not (skip_existing and _exists(config, stage, say))]
+        if todo == ["predictor"]:
+            find_tokenizer(config, lambda text: None)  # refused before weights are loaded and bars are read
         models = {stage: _model(config, stage) for stage in todo}
         if len(models) == 2:
             check_vocabulary(models["tokenizer"], models["predictor"])
@@ -129,16 +131,24 @@ def run_stage(job: Job, stage: Stage) -> None:
 
 
 def tokenizer_of(job: Job) -> str:
-    """The tokenizer that the predictor is trained with: the fine-tuned one, or the pretrained one where none is trained."""
-    paths, experiment = job.config.model_paths, job.config.experiment
+    """As `find_tokenizer`, for a job."""
+    return find_tokenizer(job.config, job.say)
+
+
+def find_tokenizer(config: Configuration, say: Say) -> str:
+    """The tokenizer that the predictor is trained with: the fine-tuned one, or the pretrained one where none is trained.
+
+    Raises MissingFileError if one is to be trained and is not there.
+    """
+    paths, experiment = config.model_paths, config.experiment
     if is_complete(Path(paths.finetuned_tokenizer)) or Path(paths.finetuned_tokenizer, "model.safetensors").is_file():
         return paths.finetuned_tokenizer
     if experiment.train_tokenizer or not experiment.pre_trained_tokenizer:
         raise MissingFileError(
-            f"there is no fine-tuned tokenizer in {paths.finetuned_tokenizer}: train it first ({job.config.tokenizer_command}), "
+            f"Predictor requires tokenizer: there is none in {paths.finetuned_tokenizer}. Train it first ({config.tokenizer_command}), "
             "name one in model_paths.finetuned_tokenizer, or set experiment.train_tokenizer: false to use pretrained_tokenizer as it is"
         )
-    job.say(f"predictor: no fine-tuned tokenizer in {paths.finetuned_tokenizer}, using {paths.pretrained_tokenizer} as it is")
+    say(f"predictor: no fine-tuned tokenizer in {paths.finetuned_tokenizer}, using {paths.pretrained_tokenizer} as it is")
     return paths.pretrained_tokenizer
 
 

@@ -35,7 +35,7 @@ def future_times(x_timestamp: Sequence, horizon: int, calendar: str | None, wher
         return _in_rhythm(times, horizon, where)
     values, counts = np.unique(steps, return_counts=True)
     step = pd.Timedelta(int(values[counts.argmax()]), unit=times.unit)
-    exchange = _exchange(calendar, times[0].year - 1, where)
+    exchange = exchange_named(calendar, times[0].year - 1, where)
     if step < _DAY:
         return _in_sessions(times, step, horizon, exchange, where)
     if pd.Timedelta(int(values[0]), unit=times.unit) != _DAY:
@@ -63,7 +63,7 @@ def _in_rhythm(times: pd.DatetimeIndex, horizon: int, where: str) -> pd.Datetime
 
 
 @lru_cache(maxsize=16)
-def _exchange(name: str, first_year: int, where: str) -> Any:
+def exchange_named(name: str, first_year: int, where: str) -> Any:
     """The calendar from the start of a year to as far as it is known. Raises InputError."""
     try:
         import exchange_calendars

@@ -15,10 +15,11 @@ import tiny
 import yaml
 from bars import make_frame
 
+from finetune.after_training import draw_forecast
 from finetune.engine.config import ENVIRONMENT, describe_keys, key_table
 from finetune.pipeline import prepared, run_stage
 from finetune_csv.config import CsvConfig
-from finetune_csv.pipeline import draw_forecast, stages_of
+from finetune_csv.pipeline import stages_of
 from kronos import save_module
 
 ROOT = Path(__file__).resolve().parents[1]

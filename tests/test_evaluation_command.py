@@ -162,7 +162,7 @@ def test_the_command_ends_with_2_for_a_mistake_and_leaves_nothing(tmp_path):
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "/proc/nowhere" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(set(CONFIGS.glob("*.yaml")) - set(CONFIGS.glob("qlib_*.yaml"))), ids=lambda path: path.name)
 def test_every_file_that_training_takes_is_taken_here_too(path):
     assert load_config(PipelineConfig, path, environment={}).model_dump() == CsvConfig.load(path, (), {}).model_dump()
     assert CsvConfig.model_fields.keys() == PipelineConfig.model_fields.keys()

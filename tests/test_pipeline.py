@@ -14,10 +14,11 @@ from bars import make_frame
 from ranks import environment, free_port
 from safetensors.torch import load_file
 
+from finetune.after_training import draw_forecast
 from finetune.engine.config import resolved
 from finetune.pipeline import prepared, run_stage
 from finetune_csv.config import CsvConfig
-from finetune_csv.pipeline import draw_forecast, stages_of
+from finetune_csv.pipeline import stages_of
 from kronos import load_predictor, load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -157,7 +158,7 @@ def command(*arguments, cwd=ROOT, **options):
 def test_the_commands_work_from_any_folder_one_stage_each(tmp_path):
     config = write_config(tmp_path)
     first = command(ROOT / "finetune_csv" / "finetune_base_model.py", "--config", config, cwd=tmp_path)
-    assert first.returncode == 2 and "train it first" in first.stderr and "Traceback" not in first.stderr
+    assert first.returncode == 2 and "Predictor requires tokenizer" in first.stderr and "Traceback" not in first.stderr
     assert not (tmp_path / "out" / "small" / "basemodel").exists()
     for name in ("finetune_tokenizer.py", "finetune_base_model.py"):
         done = command(ROOT / "finetune_csv" / name, "--config", config, cwd=tmp_path)

@@ -1,4 +1,5 @@
-"""What a YAML file of a pipeline over bars may hold: how bars are read (`CsvDataSection`), and all sections together (`PipelineConfig`).
+"""What a YAML file of a pipeline over bars may hold: how bars are read (`CsvDataSection`), and all sections together (`PipelineConfig`),
+with what training makes of them.
 
 Every command that takes such a file (training, evaluation) reads it through this one schema. Keys and defaults are upstream's documented
 ones, and ours beside them.
@@ -6,15 +7,20 @@ ones, and ours beside them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from os import environ
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import field_validator
 
 from finetune.data.load import load_panel
 from finetune.data.panel import Panel
-from finetune.engine.config import Section, key
+from finetune.data.panel_store import is_panel_folder
+from finetune.engine.comet import CometSettings
+from finetune.engine.config import Section, key, load_config
+from finetune.engine.distributed import World
 from finetune.engine.run_sections import ExperimentSection, ModelPathsSection
 from finetune.engine.sections import (
     DeviceSection,
@@ -26,6 +32,8 @@ from finetune.engine.sections import (
     WindowSection,
     known_timezone,
 )
+from finetune.engine.splits import make_splits
+from finetune.engine.windows import Splits
 
 
 class ColumnsSection(Section):
@@ -86,6 +94,11 @@ class CsvSection(Section):
 class CsvDataSection(WindowSection, CsvSection):
     """Bars, and the windows cut from them."""
 
+    @property
+    def is_panel(self) -> bool:
+        """Whether the bars are one saved panel, which any number of processes may open at once."""
+        return len(self.data_path) == 1 and is_panel_folder(Path(self.data_path[0]))
+
     def load(self, say: Callable[[str], Any] = print) -> Panel:
         """Read and clean the bars. Raises what `load_panel` raises."""
         columns = {name: theirs for name, theirs in self.columns if theirs != name}
@@ -96,6 +109,8 @@ class CsvDataSection(WindowSection, CsvSection):
 class PipelineConfig(Section):
     """A whole YAML file: bars, training, models, places, device, forecast and evaluation."""
 
+    train_command: ClassVar[str] = "python train_sequential.py --config with this file"  # for a message
+
     data: CsvDataSection
     training: TrainingSection = TrainingSection()
     model_paths: ModelPathsSection = ModelPathsSection()
@@ -105,3 +120,34 @@ class PipelineConfig(Section):
     distributed: DistributedSection = DistributedSection()
     forecast: ForecastSection = ForecastSection()
     evaluation: EvaluationSection = EvaluationSection()
+
+    @classmethod
+    def load(cls, path: str | Path | None, overrides: Iterable[str] = (), environment: Mapping[str, str] = environ) -> Self:
+        """As `load_config`, for this schema."""
+        return load_config(cls, path, overrides, environment)
+
+    def cut(self, here: World, say: Callable[[str], Any]) -> tuple[Panel, Splits]:
+        """The panel, read once, and its windows; further ranks open rank 0's copy memory-mapped, so that all share its pages."""
+        data = self.data
+        if here.size == 1 or data.is_panel:
+            panel = data.load(say)
+        else:
+            folder = Path(self.model_paths.base_save_path, "cache", "panel")
+            here.on_main(lambda: str(data.load(say).save(folder)))
+            panel = Panel.open(folder)
+        windows = make_splits(
+            panel,
+            data.lookback_window,
+            data.predict_window,
+            data.ratios,
+            split=data.split,
+            stride=data.window_stride,
+            clip=data.clip,
+            sampling=data.sampling,
+            say=say,
+        )
+        return panel, windows
+
+    def comet(self) -> CometSettings | None:
+        """Settings of the runs' Comet log; None if it is switched off."""
+        return self.experiment.comet()

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pydantic import SecretStr, ValidationError
@@ -63,14 +64,24 @@ AnySection = TypeVar("AnySection", bound=Section)
 
 
 def load_config(
-    schema: type[AnySection], path: str | Path | None, overrides: Iterable[str] = (), environment: Mapping[str, str] = os.environ
+    schema: type[AnySection],
+    path: str | Path | None,
+    overrides: Iterable[str] = (),
+    environment: Mapping[str, str] = os.environ,
+    *,
+    bases: Sequence[Path] = (),
+    defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> AnySection:
     """An instance of `schema` from a YAML file (None: no file), the environment and overrides such as "training.batch_size=16".
 
-    Later overrides win over earlier ones. Raises InputError with everything that is wrong, MissingFileError for a file that is not there.
+    Later overrides win over earlier ones. bases: files whose keys hold where this one's leave them out, the nearest first. defaults: a
+    tree of values below all files, in place of the schema's.
+    Raises InputError with everything that is wrong, MissingFileError for a file that is not there.
     """
     problems: list[Problem] = []
-    layers = [_file_layer(schema, Path(path), problems)] if path is not None else []
+    layers = [_Flattener(schema, FILE - len(bases) - 1, "", {}, problems).layer(dict(defaults))] if defaults else []
+    layers += [_file_layer(schema, base, problems, depth) for depth, base in reversed(list(enumerate(bases, 1)))]
+    layers += [_file_layer(schema, Path(path), problems)] if path is not None else []
     layers.append(_environment_layer(schema, environment))
     layers += [_override_layer(schema, text, problems) for text in overrides]
     given: Layer = {}
@@ -80,7 +91,7 @@ def load_config(
     if problems or config is None:
         raise InputError(_message(path, problems))
     for keys, value in given.items():
-        config._sources[".".join(keys)] = f"file, {value.where}" if value.level == FILE else value.where
+        config._sources[".".join(keys)] = f"file, {value.where}" if value.level == FILE else value.where  # "" of a default counts as none
     return config
 
 
@@ -126,7 +137,7 @@ MAX_TOLD = 40  # problems shown in one message
 
 @dataclass(frozen=True)
 class Given:
-    """A value and where it stood. level: FILE, ENV or FLAG. lines: of the keys inside a value that is a mapping.
+    """A value and where it stood. level: FILE (less: a file below it), ENV or FLAG. lines: of the keys inside a value that is a mapping.
 
     partial: a mapping that changes single keys of the one below (--set model.predictor.n_layers=2) instead of replacing it.
     """
@@ -134,7 +145,7 @@ class Given:
     value: Any
     where: str
     level: int
-    lines: Mapping[KeyPath, int] = field(default_factory=dict, compare=False)
+    lines: Mapping[KeyPath, str] = field(default_factory=dict, compare=False)
     partial: bool = False
 
 
@@ -149,9 +160,12 @@ class Problem:
     text: str
 
 
-def _file_layer(schema: type[Section], path: Path, problems: list[Problem]) -> Layer:
+def _file_layer(schema: type[Section], path: Path, problems: list[Problem], depth: int = 0) -> Layer:
+    """depth: how far below the file that is loaded."""
     document = read_yaml(path)
-    layer = _Flattener(schema, FILE, "", document.lines, problems).layer(document.tree)
+    lines = {keys: f"{path.name}, line {line}" if depth else f"line {line}" for keys, line in document.lines.items()}
+    layer = _Flattener(schema, FILE - depth, "", lines, problems).layer(document.tree)
+    layer = {keys: replace(given, partial=isinstance(given.value, dict)) for keys, given in layer.items()}
     for keys, known in fields_of(schema):
         if keys in layer and setting(known, "path") == "in" and layer[keys].value not in setting(known, "words"):
             layer[keys] = replace(layer[keys], value=_beside(path.parent, layer[keys].value))
@@ -189,7 +203,7 @@ def _override_layer(schema: type[Section], text: str, problems: list[Problem]) -
 class _Flattener:
     """Makes a layer of one source's mapping. Unknown keys, contradicting aliases and sections that are no mappings become problems."""
 
-    def __init__(self, schema: type[Section], level: int, where: str, lines: Mapping[KeyPath, int], problems: list[Problem]):
+    def __init__(self, schema: type[Section], level: int, where: str, lines: Mapping[KeyPath, str], problems: list[Problem]):
         self.schema, self.level, self.source, self.lines, self.problems = schema, level, where, lines, problems
         self.found: Layer = {}
 
@@ -213,7 +227,7 @@ class _Flattener:
                 self.problems.append(Problem(given.where, text))
 
     def where(self, path: KeyPath) -> str:
-        return f"line {self.lines[path]}" if path in self.lines else self.source
+        return self.lines.get(path, self.source)
 
     def walk(self, section: type[Section], tree: dict[str, Any], prefix: KeyPath) -> None:
         for name, value in tree.items():
@@ -347,7 +361,7 @@ def unknown_key(schema: type[Section], path: KeyPath) -> str:
 def _where(given: Layer, path: KeyPath) -> str:
     for end in range(len(path), 0, -1):
         if value := given.get(path[:end]):
-            return f"line {value.lines[path]}" if path in value.lines else value.where
+            return value.lines.get(path, value.where)
     return ""
 
 

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from kronos.errors import InputError
 
 from . import checkpoint
+from .advice import out_of_memory
 from .augment import Augmenter
 from .balance import Balanced
 from .batches import Micro, plan_epoch, prepared, step_micros, to_device
@@ -72,8 +73,12 @@ def fit(
     try:
         with StopRequest() if stop is None else nullcontext(stop) as request:
             return _Loop(task, windows, settings, run, world, request, max_steps, resume).run()
-    except torch.OutOfMemoryError as error:
-        raise InputError(_memory_advice(settings, world)) from error
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise InputError(out_of_memory(settings, str(world.device))) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # torch's CPU allocator has no class of its own for it
+            raise
+        raise InputError(out_of_memory(settings, str(world.device))) from error
 
 
 class _Loop:
@@ -375,17 +380,3 @@ class _Loop:
         self.out.rewind(self.state.step)
         self.out.say(f"resumed from {path}: epoch {self.state.epoch + 1}, step {self.state.step}")
         return saved
-
-
-def _memory_advice(settings: FitSettings, world: World) -> str:
-    s = settings
-    smaller = max(1, s.batch_size // 2)
-    advice = [f"batch_size {smaller} with accumulation_steps {s.accumulation_steps * s.batch_size // smaller} (same effective batch)"]
-    if not s.activation_checkpointing:
-        advice.append("activation_checkpointing: true (about a third more time, much less memory)")
-    if s.amp == "off":
-        advice.append("amp: bf16")
-    return (
-        f"{world.device} ran out of memory with batch_size {s.batch_size}, accumulation_steps {s.accumulation_steps}, "
-        f"activation_checkpointing {str(s.activation_checkpointing).lower()}, amp {s.amp}. Try: " + "; or ".join(advice)
-    )

@@ -36,17 +36,9 @@ def evaluate_trained(
     model, tokenizer: folders or hub ids instead of the configuration's. out: the report's folder, {base_save_path}/evaluation by default.
     Raises InputError: a model that is not there, too few origins, an unwritable folder.
     """
-    if config.device.cpu_threads:
-        torch.set_num_threads(config.device.cpu_threads)
     data = config.data
     model, tokenizer = find_pair(config, model, tokenizer)
-    predictor = KronosPredictor(
-        load_predictor(model),
-        load_tokenizer(tokenizer),
-        device=device or config.device.pick(),
-        max_context=data.max_context,
-        clip=data.clip,
-    )
+    predictor = trained_forecaster(config, model=model, tokenizer=tokenizer, device=device)
     splits = make_splits(panel, data.lookback_window, data.predict_window, data.ratios, split=data.split, clip=data.clip, say=say)
     folder = ensure_writable_folder(out or Path(config.model_paths.base_save_path, "evaluation"))
     found = evaluate(splits, predictor, config.evaluation, title=config.experiment.name, say=say)
@@ -62,6 +54,20 @@ def evaluate_trained(
     return found
 
 
+def trained_forecaster(config: PipelineConfig, *, model: str = "", tokenizer: str = "", device: str | None = None) -> KronosPredictor:
+    """The pair that the configuration trains (or that is named), ready to forecast. Raises MissingFileError if it is not there."""
+    if config.device.cpu_threads:
+        torch.set_num_threads(config.device.cpu_threads)
+    model, tokenizer = find_pair(config, model, tokenizer)
+    return KronosPredictor(
+        load_predictor(model),
+        load_tokenizer(tokenizer),
+        device=device or config.device.pick(),
+        max_context=config.data.max_context,
+        clip=config.data.clip,
+    )
+
+
 def find_pair(config: PipelineConfig, model: str = "", tokenizer: str = "") -> tuple[str, str]:
     """Predictor and tokenizer to evaluate: those named, else those that the configuration trains. Raises MissingFileError."""
     return model or _trained_predictor(config), tokenizer or _trained_tokenizer(config)
@@ -71,7 +77,7 @@ def _trained_predictor(config: PipelineConfig) -> str:
     best = config.model_paths.best_model("predictor")
     if not is_complete(best) and not Path(best, "model.safetensors").is_file():
         raise MissingFileError(
-            f"there is no trained predictor in {best}: train it first (python train_sequential.py --config with this file), or name one "
+            f"there is no trained predictor in {best}: train it first ({config.train_command}), or name one "
             "with --model (a folder or a hub id such as NeoQuasar/Kronos-small)"
         )
     return str(best)
@@ -84,8 +90,8 @@ def _trained_tokenizer(config: PipelineConfig) -> str:
         return paths.finetuned_tokenizer
     if config.experiment.train_tokenizer or not config.experiment.pre_trained_tokenizer:
         raise MissingFileError(
-            f"there is no fine-tuned tokenizer in {paths.finetuned_tokenizer}: train it first (python train_sequential.py --config with "
-            "this file), or name one with --tokenizer (a folder or a hub id such as NeoQuasar/Kronos-Tokenizer-base)"
+            f"there is no fine-tuned tokenizer in {paths.finetuned_tokenizer}: train it first ({config.train_command}), or name one "
+            "with --tokenizer (a folder or a hub id such as NeoQuasar/Kronos-Tokenizer-base)"
         )
     return paths.pretrained_tokenizer
 

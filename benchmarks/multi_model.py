@@ -1,0 +1,108 @@
+"""Two models trained side by side against one after the other, the same work; and how soon the plan for 20 models is there.
+
+Models of the demo's size on random bars, tokenizer and predictor each, every job a process of its own as multi_model_trainer.py starts it.
+--threads: of each job; the demo has 1. With 2 a job that runs alone has both cores, side by side one each.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from finetune.config_manager import ConfigManager
+from finetune.engine.command import run_command
+from finetune.engine.files import read_json, write_text
+from finetune.engine.yaml_text import to_yaml
+from finetune.jobs_machine import this_machine
+from finetune.jobs_run import Runner
+from finetune.jobs_session import Wish, plan_text, session_of
+from finetune.jobs_state import RunState
+from finetune.jobs_table import Display
+from kronos.errors import InputError
+
+from .common import HORIZON, LOOKBACK, Report, Row, begin, end, make_panel, parser_for
+
+NAME = "multi_model"
+REACH_RATIO, REACH_PLAN_S = 0.75, 2.0
+_BITS = {"s1_bits": 6, "s2_bits": 6}
+_DEMO = {"d_model": 64, "n_heads": 4, "ff_dim": 128, **_BITS}  # as configs/demo.yaml
+
+
+def main(argv: Sequence[str] | None = None) -> Report:
+    """Parse, train both ways in turn, compare."""
+    parser = parser_for(NAME, __doc__)
+    parser.add_argument("--windows", type=int, default=1600, help="training windows of an epoch (default: 1600)")
+    parser.add_argument("--epochs", type=int, default=1, help="epochs of each stage (default: 1)")
+    parser.add_argument("--rounds", type=int, default=2, help="both ways in turn, this often (default: 2)")
+    args, report = begin(NAME, parser, argv)
+    with tempfile.TemporaryDirectory() as temporary:
+        seconds: dict[str, list[float]] = {"sequential": [], "parallel": []}
+        manager = _models(Path(temporary), 2, args.windows, args.epochs, args.threads)
+        for number in range(args.rounds):
+            for mode in seconds:
+                seconds[mode].append(_train(manager, mode, Path(temporary, "logs", f"{mode}-{number}"), report))
+        middle = {mode: statistics.median(values) for mode, values in seconds.items()}
+        ratio = middle["parallel"] / middle["sequential"]
+        report.details["seconds"] = {mode: ", ".join(f"{value:.1f}" for value in values) for mode, values in seconds.items()}
+        seen = f"{ratio:.2f} ({middle['parallel']:.1f} s against {middle['sequential']:.1f} s)"
+        report.rows.append(Row("two models on 2 workers, share of the sequential time", f"<= {REACH_RATIO}", seen, ratio <= REACH_RATIO))
+        _plan(Path(temporary), report)
+    return end(report, args)
+
+
+def _models(folder: Path, count: int, windows: int, epochs: int, threads: int) -> ConfigManager:
+    """Registered models with bars of their own."""
+    for number in range(count):
+        name = f"m{number:02d}"
+        config = {
+            "timeframe": {"period": "5min", "source": ["none"]},
+            "data": {"lookback_window": LOOKBACK, "predict_window": HORIZON, "train_ratio": 0.8, "val_ratio": 0.2},
+            "training": {"epochs": epochs, "batch_size": 64, "n_train_iter": windows, "n_val_iter": windows // 10, "num_workers": 1},
+            "model": {
+                "tokenizer": {**_DEMO, "preset": "base", "n_enc_layers": 3, "n_dec_layers": 3},
+                "predictor": {**_DEMO, "preset": "mini", "n_layers": 3},
+            },
+            "model_paths": {"base_path": str(folder / "out")},
+            "experiment": {"pre_trained": False},
+            "device": {"device": "cpu", "cpu_threads": threads},
+            "forecast": {"enabled": False},
+            "evaluation": {"enabled": False},
+        }
+        write_text(folder / f"models{count}" / f"{name}.yaml", to_yaml(config))
+        make_panel(4, 2500, seed=number).save(folder / "out" / name / "data" / "panel")
+    return ConfigManager(folder / f"models{count}", {})
+
+
+def _train(manager: ConfigManager, mode: str, folder: Path, report: Report) -> float:
+    """Train all of them from the start; seconds. Raises InputError, with the log, if one fails."""
+    paths = tuple(str(path) for path in manager.paths.values())
+    session = session_of(Wish(paths, mode=mode, workers=2), manager)
+    state = RunState(folder, session.plan.jobs)
+    began = time.perf_counter()
+    code = Runner(session.plan.jobs, session.slots, state, Display(session.plan.jobs, state, {})).run()
+    took = time.perf_counter() - began
+    if code:
+        raise InputError(f"a job failed: {[facts['reason'] for facts in state.jobs.values() if facts['reason']]}")
+    report.details[f"seconds of the jobs, {mode}"] = {
+        name: facts["seconds"] for name, facts in read_json(folder / "state.json")["jobs"].items()
+    }
+    return took
+
+
+def _plan(folder: Path, report: Report) -> None:
+    """The plan of 20 models, each with its panel; the libraries are loaded already."""
+    manager = _models(folder, 20, 0, 30, 1)
+    began, began_cpu = time.perf_counter(), time.process_time()
+    text = plan_text(session_of(Wish(mode="parallel"), manager, this_machine()))
+    took, cpu = time.perf_counter() - began, time.process_time() - began_cpu  # the second is not changed by what else the machine does
+    assert text.startswith("20 models, 40 jobs")
+    report.rows.append(
+        Row("plan of 20 models × 2 stages", f"< {REACH_PLAN_S:g} s", f"{cpu:.2f} s of CPU, {took:.2f} s by the clock", cpu < REACH_PLAN_S)
+    )
+
+
+if __name__ == "__main__":
+    run_command(lambda: main() and None)

@@ -1,0 +1,283 @@
+"""The graph of a multi-model training: jobs (a model's stage each), what each waits for, what is done already.
+
+Who waits for whom follows from files: a job that reads the weights or the panel that another job writes waits for that one. So a predictor
+waits for its tokenizer, and a model that starts from another model's weights waits for that model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from finetune.data.panel_store import META_FILE, is_panel_folder
+from finetune.engine.checkpoint import MARKER, newest_last
+from finetune.engine.errors import InputError, MissingFileError
+from finetune.engine.files import read_json
+from finetune.engine.stages import Place, finished
+from finetune.multi_config import ModelConfig
+from finetune.pipeline import find_tokenizer
+
+Kind = Literal["prepare", "tokenizer", "predictor", "evaluate"]
+KINDS: dict[str, tuple[Kind, ...]] = {  # --stage
+    "all": ("tokenizer", "predictor", "evaluate"),
+    "tokenizer": ("tokenizer",),
+    "predictor": ("predictor", "evaluate"),
+}
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS: dict[Kind, str] = {
+    "prepare": "prepare_kronos_data.py",
+    "tokenizer": "train_tokenizer_multi.py",
+    "predictor": "train_predictor_multi.py",
+    "evaluate": "evaluate_multi.py",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage of one model, a process of its own.
+
+    command: what follows `python`. folder: where it leaves metrics.jsonl, status.json and its result. needs: names of jobs it waits for.
+    done: its result is there, it is not run. ranks: whether torchrun may give it several GPUs. cpu_threads: as configured, 0 is torch's
+    choice. exists: what an earlier run left, in words.
+    """
+
+    model: str
+    stage: str
+    command: tuple[str, ...]
+    folder: Path
+    needs: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    resume: bool = False
+    done: bool = False
+    ranks: bool = True
+    on_gpu: bool = False
+    cpu_threads: int = 0
+    exists: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}-{self.stage}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Jobs in an order in which each comes after what it needs. problems: why it cannot be run yet, each with the command that helps."""
+
+    jobs: tuple[Job, ...]
+    configs: Mapping[str, ModelConfig]
+    problems: tuple[str, ...] = ()
+
+    @property
+    def todo(self) -> list[Job]:
+        return [job for job in self.jobs if not job.done]
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A job with the files that tie it to others."""
+
+    job: Job
+    reads: tuple[Path, ...]
+    writes: Path = field(default_factory=Path)
+
+
+def plan(
+    configs: Sequence[ModelConfig], stage: str = "all", *, overrides: Sequence[str] = (), resume: bool = False, prepare: bool = False
+) -> Plan:
+    """The jobs of these models. Reads no bars and builds no model.
+
+    stage: a key of KINDS. overrides: --set of every job. resume: leave out what is done, and go on from checkpoints.
+    prepare: also make the panels that are not there. Raises InputError: two models with one name or one folder, models that wait for each
+    other.
+    """
+    check_apart(configs)
+    by_name = {config.name: config for config in configs}
+    drafts: dict[str, _Draft] = {}
+    for config in configs:
+        for kind in (*(("prepare",) if prepare else ()), *KINDS[stage]):
+            if _is_wanted(config, kind) and not (kind == "prepare" and any(d.writes == _panel(config) for d in drafts.values())):
+                draft = _draft(config, kind, tuple(overrides))
+                drafts[draft.job.name] = draft
+    jobs = _with_what_exists(_in_order(_tied(drafts.values())), by_name, resume)
+    return Plan(tuple(jobs), by_name, tuple(_problems(jobs, by_name)))
+
+
+def check_apart(configs: Sequence[ModelConfig]) -> None:
+    """Raises InputError if two models have one name, or write to one folder."""
+    names: set[str] = set()
+    owners: dict[Path, str] = {}
+    for config in configs:
+        if config.name in names:
+            raise InputError(f"two configurations are named {config.name!r}; rename the file of one of them")
+        names.add(config.name)
+        paths = config.model_paths
+        for folder in (Path(paths.base_save_path).absolute(), *(paths.folder(stage).absolute() for stage in ("tokenizer", "predictor"))):
+            if owners.setdefault(folder, config.name) != config.name:
+                raise InputError(
+                    f"{owners[folder]} and {config.name} both write to {folder}; give each its own model_paths.exp_name "
+                    "(or base_save_path, without --set: that holds for all models)"
+                )
+
+
+def _is_wanted(config: ModelConfig, kind: Kind) -> bool:
+    if kind == "prepare":
+        return config.is_prepared_from_source and not is_panel_folder(config.panel_folder)
+    experiment = config.experiment
+    return {
+        "tokenizer": experiment.train_tokenizer,
+        "predictor": experiment.train_basemodel,
+        "evaluate": experiment.train_basemodel and (config.evaluation.enabled or config.report.macro),
+    }[kind]
+
+
+def _draft(config: ModelConfig, kind: Kind, overrides: tuple[str, ...]) -> _Draft:
+    paths, experiment = config.model_paths, config.experiment
+    bars = [_panel(config)] if config.is_prepared_from_source else []
+    if kind == "prepare":
+        bars, weights, folder, written = [], [], config.panel_folder.parent, _panel(config)
+    elif kind == "tokenizer":
+        weights = [paths.pretrained_tokenizer] if experiment.pre_trained_tokenizer else []
+        folder, written = paths.folder("tokenizer"), Path(paths.best_model("tokenizer")).absolute()
+    elif kind == "predictor":
+        weights = [paths.finetuned_tokenizer, *([paths.pretrained_predictor] if experiment.pre_trained_predictor else [])]
+        weights += [] if experiment.train_tokenizer else [paths.pretrained_tokenizer]
+        folder, written = paths.folder("predictor"), Path(paths.best_model("predictor")).absolute()
+    else:
+        weights = [paths.finetuned_tokenizer, str(paths.best_model("predictor"))]
+        folder = Path(paths.base_save_path, "evaluation")
+        written = folder.absolute()
+    on_gpu = kind != "prepare" and config.device.use_cuda and config.device.device in ("auto", "cuda")
+    if on_gpu and config.device.device_id:
+        overrides = (*overrides, "device.device_id=0")  # a worker sees only its own GPUs, counted from 0
+    job = Job(
+        model=config.name,
+        stage=kind,
+        command=(str(ROOT / "finetune" / SCRIPTS[kind]), "--config", config.reference),
+        folder=folder,
+        overrides=overrides,
+        ranks=kind in ("tokenizer", "predictor"),
+        on_gpu=on_gpu,
+        cpu_threads=config.device.cpu_threads,
+    )
+    return _Draft(job, (*bars, *(Path(one).absolute() for one in weights)), written)
+
+
+def _panel(config: ModelConfig) -> Path:
+    return config.panel_folder.absolute()
+
+
+def _tied(drafts: Iterable[_Draft]) -> list[Job]:
+    """Jobs with their needs: the jobs that write what they read."""
+    drafts = list(drafts)
+    makers = {draft.writes: draft.job.name for draft in drafts}
+    return [
+        replace(draft.job, needs=tuple(dict.fromkeys(makers[path] for path in draft.reads if path in makers and path != draft.writes)))
+        for draft in drafts
+    ]
+
+
+def _in_order(jobs: Sequence[Job]) -> list[Job]:
+    """As given, but each after what it needs. Raises InputError if jobs wait for each other."""
+    left, placed = list(jobs), {}
+    while left:
+        ready = next((job for job in left if all(need in placed for need in job.needs)), None)
+        if ready is None:
+            waits = "; ".join(f"{job.name} needs {', '.join(need for need in job.needs if need not in placed)}" for job in left)
+            raise InputError(
+                f"these jobs wait for each other: {waits}; start one of the models from other weights (model_paths.pretrained_*)"
+            )
+        left.remove(ready)
+        placed[ready.name] = ready
+    return list(placed.values())
+
+
+# ---------------------------------------------------------------------- what an earlier run left
+
+
+def _with_what_exists(jobs: Sequence[Job], configs: Mapping[str, ModelConfig], resume: bool) -> list[Job]:
+    """Mark what is done. As make has it: a result older than what it was made from is made again, as is all that follows."""
+    seen: dict[str, Job] = {}
+    for job in jobs:
+        config = configs[job.model]
+        needs = [seen[name] for name in job.needs]
+        whole, exists = _left_by_an_earlier_run(job, config)
+        stale = _stale(job, config, needs) if exists else ""
+        keep = resume or config.experiment.skip_existing
+        done = keep and whole and not stale
+        if stale:
+            exists = f"{exists}, but {stale}: made anew"
+        elif exists and not done:
+            exists += ", goes on from there" if resume else ", made anew (--resume keeps it)"
+        can_go_on = resume and job.stage in ("tokenizer", "predictor") and not stale and all(need.done for need in needs)
+        seen[job.name] = replace(job, done=done, resume=can_go_on, exists=exists)
+    return list(seen.values())
+
+
+def _left_by_an_earlier_run(job: Job, config: ModelConfig) -> tuple[bool, str]:
+    """(whether the result is whole, what there is in words)."""
+    if job.stage == "prepare":
+        return False, ""  # `_is_wanted` looked
+    if job.stage == "evaluate":
+        there = (job.folder / ("evaluation.json" if config.evaluation.enabled else "macro.json")).is_file()
+        return there, "done" if there else ""
+    if finished(place_of(config, job.stage)):
+        return True, "done"
+    last = newest_last(job.folder / "checkpoints")
+    if last is None:
+        return False, ""
+    return False, f"stopped at step {(read_json(last / MARKER) or {}).get('step', 0):,}"
+
+
+def place_of(config: ModelConfig, stage: Any) -> Place:
+    """Where a stage's run is."""
+    paths = config.model_paths
+    return Place(paths.folder(stage), Path(paths.best_model(stage)), paths.logs)
+
+
+def _stale(job: Job, config: ModelConfig, needs: Sequence[Job]) -> str:
+    """Why an earlier result does not count any more, or an empty string."""
+    for need in needs:
+        if not need.done:
+            return f"{need.name} is to be done first"
+    if job.stage in ("tokenizer", "predictor"):
+        bars = ((read_json(job.folder / "summary.json") or {}).get("data") or {}).get("data")
+        meta = read_json(config.panel_folder / META_FILE) if config.is_prepared_from_source else None
+        if bars is not None and meta is not None and bars != meta.get("fingerprint"):
+            return "the bars have changed"
+    made = _time_made(job, False)
+    for need in needs:
+        if need.stage != "prepare" and made is not None and (other := _time_made(need, True)) is not None and other > made:
+            return f"{need.name} is newer"
+    return ""
+
+
+def _time_made(job: Job, need: bool) -> float | None:
+    """When a job last saved something, in seconds since 1970."""
+    last = newest_last(job.folder / "checkpoints")
+    files = [job.folder / "evaluation.json", job.folder / "best_model" / MARKER, *([last / MARKER] if last and not need else [])]
+    return max((file.stat().st_mtime for file in files if file.is_file()), default=None)
+
+
+def _problems(jobs: Sequence[Job], configs: Mapping[str, ModelConfig]) -> Iterator[str]:
+    """What is missing that no job of the plan makes."""
+    prepared = {job.model for job in jobs if job.stage == "prepare"}
+    told: set[str] = set()
+    for job in jobs:
+        config = configs[job.model]
+        if job.done or job.stage == "prepare":
+            continue
+        checks: list[Callable[[], object]] = [config.check_device]
+        if job.model not in prepared and not any(need.endswith("-prepare") for need in job.needs):
+            checks.append(config.check_data)
+        if job.stage == "predictor" and not any(need.endswith("-tokenizer") for need in job.needs):
+            checks.append(partial(find_tokenizer, config, lambda text: None))
+        for check in checks:
+            try:
+                check()
+            except (InputError, MissingFileError) as error:
+                if str(error) not in told:
+                    told.add(str(error))
+                    yield str(error)
