@@ -4,7 +4,7 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-program=$(basename "${BASH_SOURCE[0]}")
+program=$(printf '%q' "${BASH_SOURCE[0]}") # as it was called, ready to be pasted after `bash`
 python=${PYTHON:-$(command -v python || command -v python3 || true)}
 config=$root/configs/kaggle_config.yaml
 dry_run=''
@@ -179,7 +179,7 @@ report() { # what exit code $1 means, and what to do
         ;;
     75) say "stopped; everything is saved (exit code 75). Go on with: bash $program --resume and the same flags. Log: $log" >&2 ;;
     2) say "the input needs mending: see the message above (exit code 2). Log: $log" >&2 ;;
-    *) say "training failed: exit code $1. Log: $log" >&2 ;;
+    *) say "training failed: exit code $1. To go on from the last checkpoint: bash $program --resume and the same flags. Log: $log" >&2 ;;
     esac
 }
 

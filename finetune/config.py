@@ -7,15 +7,16 @@ also stand at the top, as upstream writes them.
 from __future__ import annotations
 
 import datetime
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import environ
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import field_validator
+from pydantic import PrivateAttr, field_validator
 
 from finetune.data.panel import Panel
-from finetune.data.qlib_panels import open_panels
+from finetune.data.qlib_panels import Preprocessed, open_panels
 from finetune.engine.comet import CometSettings
 from finetune.engine.config import Section, key, load_config
 from finetune.engine.distributed import World
@@ -91,6 +92,7 @@ class QlibTrainingSection(TrainingSection):
 
     batch_size: int = key(50, "windows per micro-batch and process", ge=1, le=1_000_000)
     log_interval: int = key(100, "optimiser steps between two logged lines", ge=1)
+    checkpoint_every_epochs: int = key(10, "also keep the weights of every n-th epoch, in checkpoints/epoch_N; 0: none", ge=0)
     n_train_iter: int = key(-1, "training windows drawn per epoch; -1: 2000 × batch_size; 0: all", ge=-1)
     n_val_iter: int = key(-1, "validation windows, the same ones every epoch; -1: 400 × batch_size; 0: all", ge=-1)
 
@@ -231,7 +233,6 @@ class QlibConfig(Section):
     """A whole YAML file of the Qlib pipeline."""
 
     flat: ClassVar = True
-    tokenizer_command: ClassVar = "python finetune/train_tokenizer.py"
 
     data: QlibDataSection = QlibDataSection()
     training: QlibTrainingSection = QlibTrainingSection()
@@ -244,11 +245,28 @@ class QlibConfig(Section):
     inference: InferenceSection = InferenceSection()
     backtest: BacktestSection = BacktestSection()
     exchange: ExchangeSection = ExchangeSection()
+    _flags: str = PrivateAttr("")  # with which the commands load this configuration again
 
     @classmethod
     def load(cls, path: str | Path | None, overrides: Iterable[str] = (), environment: Mapping[str, str] = environ) -> QlibConfig:
         """As `load_config`, for this schema."""
-        return load_config(cls, path, overrides, environment)
+        overrides = list(overrides)
+        config = load_config(cls, path, overrides, environment)
+        flags = [*(["--config", str(path)] if path else []), *(["--set", *overrides] if overrides else [])]
+        config._flags = f" {shlex.join(flags)}" if flags else ""
+        return config
+
+    def command(self, script: str) -> str:
+        """How to run one of the Qlib commands with this configuration."""
+        return f"python finetune/{script}.py{self._flags}"
+
+    @property
+    def tokenizer_command(self) -> str:
+        return self.command("train_tokenizer")
+
+    def panels(self) -> Preprocessed:
+        """What qlib_data_preprocess.py made, memory-mapped. Raises InputError naming the command that makes it."""
+        return open_panels(Path(self.data.dataset_path), self.data, self.command("qlib_data_preprocess"))
 
     @property
     def benchmark(self) -> str:
@@ -263,7 +281,7 @@ class QlibConfig(Section):
 
     def cut(self, here: World, say: Callable[[str], Any]) -> tuple[Panel, Splits]:
         """The panels that qlib_data_preprocess.py made, memory-mapped on every rank, and their windows."""
-        panels = open_panels(Path(self.data.dataset_path), self.data)
+        panels = self.panels()
         windows = Splits(*(self._windows(getattr(panels, name), name) for name in Splits._fields))
         for found, name in zip(windows[:2], ("train_time_range", "val_time_range"), strict=True):
             if not len(found):

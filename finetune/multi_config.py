@@ -49,7 +49,7 @@ class TimeframeSection(Section):
     stamp: Literal["auto", "open", "close"] = key("auto", "which edge of a finer bar its time names; auto: guessed, and printed")
     calendar: str = key(
         "",
-        "24/7: round the clock, days begin at midnight UTC; empty: at midnight of data.timezone; an exchange such as XSHG, XNYS: its sessions",
+        "24/7: days begin at midnight UTC; empty: at midnight of data.timezone; an exchange such as XSHG, XNYS: its sessions",
     )
     panel: str = key("", "folder of the bars made; empty: {base_save_path}/data/panel", path="out")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -49,7 +49,7 @@ class Paths(Protocol):
 class Configuration(Protocol):
     """What is asked of a YAML file's schema, whatever its bars are."""
 
-    tokenizer_command: ClassVar[str]  # how to train the tokenizer alone, for a message
+    tokenizer_command: str  # how to train the tokenizer alone, for a message
     model_paths: Paths
     training: TrainingSection
     model: ModelSection

@@ -34,7 +34,7 @@ def main() -> None:
         from finetune.data.qlib_pickles import write_pickles
 
         write_pickles(panels, folder, args.export_pickle, config.data)
-    print(f"done: panels and manifest.json in {folder}; next: python finetune/train_tokenizer.py --config {args.config}")
+    print(f"done: panels and manifest.json in {folder}; next: {config.tokenizer_command}")
 
 
 if __name__ == "__main__":

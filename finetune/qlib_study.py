@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,18 @@ import torch
 
 from finetune.config import QlibConfig, QlibPathsSection
 from finetune.data.panel import Panel
-from finetune.data.qlib_panels import build_panels, open_panels, save_panels
+from finetune.data.qlib_panels import Preprocessed, build_panels, save_panels
 from finetune.data.qlib_store import Store, open_store
 from finetune.engine.checkpoint import is_complete
 from finetune.engine.config import resolved
 from finetune.engine.errors import InputError, MissingFileError
-from finetune.engine.files import ensure_writable_folder
+from finetune.engine.files import ensure_writable_folder, read_json
 from finetune.engine.stages import Stage
 from finetune.evaluation.backtest import Backtests, index_returns, run_backtests, trading_bars
 from finetune.evaluation.backtest_report import write_reports
+from finetune.evaluation.backtest_signals import checked_signal
 from finetune.evaluation.day_forecasts import forecast_days
+from finetune.evaluation.days import clock_of, has_before, series_of
 from finetune.evaluation.signal_scores import score_signals
 from finetune.evaluation.signals import momentum, reversal, signals
 from finetune.pipeline import prepared, run_stage
@@ -50,18 +54,52 @@ def study(config: QlibConfig, say: Say = print) -> Backtests:
 
     Raises InputError for anything wrong with the input; all but the models' own numbers is checked before the forecasts begin.
     """
-    store = checked_store(config)
-    panel = open_panels(Path(config.data.dataset_path), config.data).test
-    return judged(config, store, panel, day_signals(config, store, panel, say), say)
+    store, panels = checked(config)
+    notes = trained_on_these(config, panels, say)
+    return judged(config, store, panels.test, day_signals(config, store, panels.test, say), say, notes)
 
 
-def checked_store(config: QlibConfig) -> Store:
-    """The store, once the backtest's dates and its benchmark are found in it."""
+def checked(config: QlibConfig) -> tuple[Store, Preprocessed]:
+    """Store and panels, once the backtest's dates, its benchmark and the number of symbols to hold are found to fit them."""
     store = open_store(config.data.qlib_data_path, config.data.freq)
     bars, notes = trading_bars(store, config.backtest)
     if config.benchmark != "equal":
         index_returns(store, config.benchmark, bars, notes)
-    return store
+    panels = config.panels()
+    rows = np.flatnonzero(panels.test.origin)
+    rows = rows[has_before(panels.test, rows, config.data.lookback_window)]
+    symbols = np.array([info.symbol for info in panels.test.series])[series_of(panels.test, rows)]
+    index = pd.MultiIndex.from_arrays([clock_of(panels.test, rows), symbols], names=["datetime", "instrument"])
+    possible = pd.Series(np.arange(len(rows), dtype=float), index=index).sort_index()
+    checked_signal(store, possible, "of every possible forecast", bars, config.backtest, config.training.seed)
+    return store, panels
+
+
+def trained_on_these(config: QlibConfig, panels: Preprocessed, say: Say) -> list[str]:
+    """What a reader must know of models that were not trained on these panels' training bars.
+
+    Raises InputError for the configuration's own models if they were trained on others: they may have seen the days that are tested.
+    """
+    notes = []
+    paths = config.model_paths
+    for stage, path in (("tokenizer", paths.finetuned_tokenizer), ("predictor", paths.finetuned_predictor)):
+        place = Path(path)
+        own = place == paths.best_model(stage)
+        summary = read_json(place.parent.parent / "summary.json") if place.is_dir() else None
+        trained_on = ((summary or {}).get("data") or {}).get("data")
+        if own and trained_on is None and is_complete(place):
+            notes.append(f"the {stage}'s training was stopped before its end: {config.command(f'train_{stage}')} --resume goes on")
+        elif own and trained_on not in (None, panels.train.fingerprint):
+            raise InputError(
+                f"the {stage} in {place} was trained on other bars than those of {config.data.dataset_path}/train, and may have seen the "
+                f"days that are tested; train it again ({config.command(f'train_{stage}')}), or, if you know that it has not, name it in "
+                f"model_paths.finetuned_{stage} by another path"
+            )
+        elif not own and trained_on != panels.train.fingerprint:
+            notes.append(f"the {stage} {path} was not trained here: if its training reached into the days tested, the figures flatter it")
+    for note in notes:
+        say(note)
+    return notes
 
 
 def day_signals(config: QlibConfig, store: Store, panel: Panel, say: Say) -> dict[str, pd.Series]:
@@ -83,8 +121,8 @@ def day_signals(config: QlibConfig, store: Store, panel: Panel, say: Say) -> dic
     return signals(forecasts)
 
 
-def judged(config: QlibConfig, store: Store, panel: Panel, found: dict[str, pd.Series], say: Say) -> Backtests:
-    """Scores and backtests of signals, beside momentum and reversal; the report in `config.backtest.folder`."""
+def judged(config: QlibConfig, store: Store, panel: Panel, found: dict[str, pd.Series], say: Say, notes: Sequence[str] = ()) -> Backtests:
+    """Scores and backtests of signals, beside momentum and reversal; the report, with `notes`, in `config.backtest.folder`."""
     rivals = {one.name: one for one in (momentum(panel, 20), reversal(panel, 5))}
     draws = config.backtest.interval_draws
     scores = score_signals({**found, **rivals}, panel, config.data.predict_window, seed=config.training.seed, draws=draws)
@@ -99,6 +137,7 @@ def judged(config: QlibConfig, store: Store, panel: Panel, found: dict[str, pd.S
         seed=config.training.seed,
         say=say,
     )
+    tested.notes.extend(notes)
     folder = ensure_writable_folder(config.backtest.folder)
     tables = {name: {bars: score.table() for bars, score in found.items()} for name, found in scores.items()}
     write_reports(tested, folder, title=config.experiment.name, scores=tables, settings=resolved(config))
@@ -110,24 +149,38 @@ def judged(config: QlibConfig, store: Store, panel: Panel, found: dict[str, pd.S
 def walk_forward(config: QlibConfig, folds: int, say: Say = print) -> Backtests:
     """Train, validate and backtest `folds` times, each on the part of the backtest's range after what it was trained on; then the whole.
 
-    Every fold has folders of its own, fold_1, ..., below dataset_path, save_path and the backtest's. What is finished is not done again.
+    The report is in the folder walk_forward_N of the backtest's, each fold's below it. Panels and models of a fold lie in folders named by
+    its number and its settings: what is finished is not done again, and what others made is not taken.
     """
-    store = checked_store(config)
-    panel = open_panels(Path(config.data.dataset_path), config.data).test
-    parts: list[dict[str, pd.Series]] = []
-    for number, fold in enumerate(fold_configs(config, store, folds), 1):
+    store, panels = checked(config)
+    own = config.backtest
+    whole = config.model_copy(
+        update={
+            "backtest": own.model_copy(
+                update={"backtest_result_path": str(own.folder), "backtest_save_folder_name": f"walk_forward_{folds}"}
+            ),
+            "experiment": config.experiment.model_copy(update={"name": f"{config.experiment.name}, {folds} folds walking forward"}),
+        }
+    )
+    parts = list(fold_configs(whole, store, folds))
+    for fold in parts:  # everything that may be wrong shows before the first is trained
+        _prepare(fold, say)
+        checked(fold)
+    found: list[dict[str, pd.Series]] = []
+    notes = []
+    for number, fold in enumerate(parts, 1):
         data = fold.data
         ranges = (("train", data.train_time_range), ("validate", data.val_time_range), ("test", data.test_time_range))
         say(f"fold {number} of {folds}: " + ", ".join(f"{what} {_told(days)}" for what, days in ranges))
-        _prepare(fold, say)
         with prepared(fold, STAGES, resume=True, skip_existing=True) as job:
             for stage in job.models:
                 run_stage(job, stage)
-        own = open_panels(Path(data.dataset_path), data).test
-        parts.append(day_signals(fold, store, own, say))
-        judged(fold, store, own, parts[-1], say)
+        panel = fold.panels().test
+        found.append(day_signals(fold, store, panel, say))
+        notes.append(f"fold {number}, test {_told(data.test_time_range)}: {judged(fold, store, panel, found[-1], say).verdict}")
     say(f"all {folds} folds together:")
-    return judged(config, store, panel, {name: pd.concat([part[name] for part in parts]).sort_index() for name in parts[0]}, say)
+    together = {name: pd.concat([part[name] for part in found]).sort_index() for name in found[0]}
+    return judged(whole, store, panels.test, together, say, notes)
 
 
 def fold_configs(config: QlibConfig, store: Store, folds: int) -> Iterator[QlibConfig]:
@@ -163,7 +216,11 @@ def fold_configs(config: QlibConfig, store: Store, folds: int) -> Iterator[QlibC
 
 
 def _fold(config: QlibConfig, number: int, ranges: dict[str, list[str]], tested: list[str]) -> QlibConfig:
-    name, data, paths, backtest = f"fold_{number}", config.data, config.model_paths, config.backtest
+    data, paths, backtest = config.data, config.model_paths, config.backtest
+    settings = [{**resolved(data), **ranges, "dataset_path": ""}, *map(resolved, (config.training, config.model, config.experiment))]
+    settings.append({name: getattr(paths, name) for name in ("pretrained_tokenizer", "pretrained_predictor")})
+    digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=4).hexdigest()
+    name = f"fold_{number}-{digest}"
     own = {"save_path": str(Path(paths.save_path, name)), "finetuned_tokenizer": "", "finetuned_predictor": ""}
     parts = {
         "data": data.model_copy(update={**ranges, "dataset_path": str(Path(data.dataset_path, name))}),
@@ -172,7 +229,7 @@ def _fold(config: QlibConfig, number: int, ranges: dict[str, list[str]], tested:
             update={
                 "backtest_time_range": tested,
                 "backtest_result_path": str(backtest.folder),
-                "backtest_save_folder_name": name,
+                "backtest_save_folder_name": f"fold_{number}",
                 "benchmark": config.benchmark,
             }
         ),
@@ -185,7 +242,7 @@ def _prepare(config: QlibConfig, say: Say) -> None:
     """The panels of a fold, made unless they are there."""
     folder = Path(config.data.dataset_path)
     try:
-        open_panels(folder, config.data)
+        config.panels()
     except InputError:
         save_panels(folder, build_panels(config.data, say=say))
 
@@ -198,7 +255,7 @@ def _predictor(config: QlibConfig) -> KronosPredictor:
         own = Path(path) == paths.best_model(stage)
         if own and not is_complete(Path(path)):
             raise MissingFileError(
-                f"there is no trained {stage} in {path}: train it first (python finetune/train_{stage}.py), or name one in "
+                f"there is no trained {stage} in {path}: train it first ({config.command(f'train_{stage}')}), or name one in "
                 f"model_paths.finetuned_{stage}"
             )
     if config.device.cpu_threads:

@@ -1,6 +1,8 @@
 """Forecasts of every day: what they know, which numbers they get, that they end where bars end, and that a stopped run goes on."""
 
 import dataclasses
+import shutil
+import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +15,7 @@ from bars import make_panel
 from benchmarks import day_forecasts as benchmark
 from finetune.data.frames import bars_frame, wall_clock
 from finetune.data.panel import Panel
+from finetune.engine.errors import Interrupted
 from finetune.evaluation import day_forecasts
 from finetune.evaluation.day_forecasts import forecast_days
 from finetune.evaluation.days import continued, stamps_ahead, stamps_of
@@ -202,6 +205,57 @@ def test_forecasts_of_other_weights_never_join_those_of_a_run_that_was_stopped(f
         forecast(**other)
     assert same(forecast(**other), whole)
     assert forecast.said[0].startswith("8 of 116 forecasts were there")
+
+
+def test_a_part_belongs_to_the_manifest_that_it_was_made_by_whatever_lies_beside_it(forecast, tmp_path):
+    other = dict(model=predictor(2))
+    whole = forecast(folder="other", **other)
+    forecast()
+    shutil.copy(tmp_path / "other" / "manifest.json", tmp_path / "forecasts" / "manifest.json")
+    assert same(forecast(**other), whole)
+
+
+def test_a_second_run_in_the_folder_is_refused_while_the_first_forecasts(forecast, monkeypatch, tmp_path):
+    arrays, refused = KronosPredictor.predict_arrays, []
+
+    def twice(self, *args, **how):
+        if not refused:
+            refused.append(True)
+            with pytest.raises(InputError, match=f"^{tmp_path / 'forecasts'}: another run is forecasting into this folder"):
+                forecast(model=predictor(2))
+        return arrays(self, *args, **how)
+
+    monkeypatch.setattr(KronosPredictor, "predict_arrays", twice)
+    found = forecast()
+    assert refused and same(forecast(), found), "the lock is given up at the end"
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_keeps_what_is_finished_and_the_same_command_continues(forecast, monkeypatch, tmp_path, name):
+    whole = forecast(folder="whole")
+    arrays, calls = KronosPredictor.predict_arrays, []
+
+    def signalled(self, *args, **how):
+        calls.append(1)
+        if len(calls) == 3:
+            signal.raise_signal(getattr(signal, name))
+        return arrays(self, *args, **how)
+
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    told = f"^stopped by {name}: 24 of 116 forecasts are kept in {tmp_path / 'forecasts'}; the same command continues$"
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match=told):
+        patch.setattr(KronosPredictor, "predict_arrays", signalled)
+        forecast()
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    assert same(forecast(), whole) and forecast.said[0].startswith("24 of 116 forecasts were there")
+
+
+def test_forecasts_made_before_an_error_are_kept(forecast, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(KronosPredictor, "predict_arrays", stopping_after(2))
+        forecast()
+    forecast()
+    assert forecast.said[0].startswith("16 of 116 forecasts were there")
 
 
 def test_another_number_at_once_goes_on_with_what_is_there(forecast):

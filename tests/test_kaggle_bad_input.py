@@ -23,7 +23,7 @@ BAD = {
         lambda t: t.replace("Open", "Opn").replace("Volume", "Units"),
         r"no column 'Open', 'Volume' among those found: 'Ticker', 'Date', 'Opn', .*'Opn' may be Open",
     ),
-    "no splits": (lambda t: t.replace("Stock Splits", "S"), r"no column 'Stock Splits' among"),
+    "no splits": (lambda t: t.replace("Stock Splits", "S"), r"no column 'Stock Splits' among .*; rename .*: --splits keep$"),
     "a column twice": (lambda t: t.replace("Dividends", "Open", 1), r"column 'Open' is there 2 times"),
     "UTF-16": (lambda t: t.encode("utf-16"), r"is not UTF-8 text; convert the file, e.g. iconv -f UTF-16 -t UTF-8 train.csv"),
     "GBK in the header": (lambda t: t.replace("Dividends", "分红").encode("gbk"), r"train.csv, row 1: is not UTF-8 text"),

@@ -13,9 +13,12 @@ from bars import make_frame, make_panel
 
 from finetune.data import build_panel
 from finetune.data.kaggle_test_rows import TestRows
+from finetune.data.panel import Panel
+from finetune.engine.files import write_json
 from finetune.engine.splits import make_splits
 from finetune.evaluation import rise
 from finetune.evaluation.rise_origins import held_out, market_calendar, only_from, rows_to_forecast
+from finetune.evaluation.rise_report import write_reports
 from finetune.evaluation.rise_run import Draws, RiseForecaster, evaluate_rise, predict_rise
 from finetune.evaluation.rise_scores import Called, baselines, differences, rise_scores
 from finetune_csv.config import CsvConfig
@@ -219,11 +222,11 @@ def test_the_command_writes_predictions_report_and_submission(kaggle, tmp_path, 
     frame = pd.read_csv(out)
     assert list(frame) == ["ID", "prob_up", "Pred", "reason"] and frame["prob_up"].between(0, 1).all()
     assert frame["reason"].tolist() == ["model"] * 3 + ["prior"]
-    report = json.loads((tmp_path / "kaggle_report.json").read_text())
+    report = json.loads((tmp_path / "predictions_report.json").read_text())
     assert set(report["scores"]) == {"model", "always_up", "persistence", "momentum"} and report["horizon"] == horizon
     assert report["rule"]["chosen_on"] == report["held_out"]["chosen_on"] > 0
     assert {"accuracy", "f1", "auc", "log_loss"} <= set(report["scores"]["model"]) and len(report["verdicts"]) == 3
-    text = (tmp_path / "kaggle_report.md").read_text()
+    text = (tmp_path / "predictions_report.md").read_text()
     assert "always up" in text and "by the class prior" in text and "tiny is" in said[-3]
     submission = make_submission(out, kaggle / "test.csv", tmp_path / "submission.csv", say=lambda _: None)
     assert pd.read_csv(tmp_path / "submission.csv").equals(submission.reset_index(drop=True)) and submission["ID"].tolist() == [
@@ -233,6 +236,57 @@ def test_the_command_writes_predictions_report_and_submission(kaggle, tmp_path, 
         "T0",
     ]
     assert submission.set_index("ID")["Pred"].to_dict() == frame.set_index("ID")["Pred"].to_dict()
+
+
+def trained(kaggle: Path, folder: Path, *, state: str = "done", **changed) -> dict[str, str]:
+    """A pair as a training with the configuration of `configured` leaves it. changed: arguments of the split it was trained with."""
+    panel = Panel.open(kaggle / "kaggle_data" / "panel")
+    how = {"lookback": LOOKBACK, "horizon": 1, "ratios": (0.5, 0.5, 0.0), **changed}
+    windows = make_splits(panel, how["lookback"], how["horizon"], how["ratios"], say=lambda _: None).train
+    save_module(tiny.predictor(), folder / "run" / "best_model")
+    write_json(folder / "run" / "status.json", {"state": state, "name": "predictor"})
+    (folder / "run" / "config.yaml").write_text(f"data: {{lookback_window: {how['lookback']}}}\ntraining: {{basemodel_epochs: 5}}\n")
+    (folder / "run" / "metrics.jsonl").write_text('{"step": 9, "epoch": 1}\n')
+    if state == "done":
+        write_json(folder / "run" / "summary.json", {"data": dict(windows.facts)})
+    return dict(model=str(folder / "run" / "best_model"), tokenizer=str(kaggle / "tokenizer"))
+
+
+def notes_of(kaggle: Path, folder: Path, pair: dict[str, str], *overrides: str) -> list[str]:
+    said: list[str] = []
+    infer(configured(kaggle, *overrides), kaggle / "kaggle_data", folder / "p.csv", **pair, say=said.append)
+    notes = json.loads((folder / "p_report.json").read_text())["notes"]
+    assert "no test split" in notes.pop()  # the scores' own
+    assert set(notes) <= set(said)
+    return notes
+
+
+def test_another_split_than_the_models_is_a_loud_note_and_another_horizon_is_none(kaggle, tmp_path):
+    pair = trained(kaggle, tmp_path)
+    assert notes_of(kaggle, tmp_path, pair) == notes_of(kaggle, tmp_path, pair, "data.predict_window=3") == []
+    (told,) = notes_of(kaggle, tmp_path, pair, "data.train_ratio=0.4", "data.val_ratio=0.6")
+    assert told.startswith("WARNING: the model was trained with another split") and "may overlap" in told
+    assert "overlap" in notes_of(kaggle, tmp_path, pair, "data.split=per_symbol")[0]
+
+
+@pytest.mark.parametrize("state", ["done", "interrupted"])
+def test_another_lookback_than_the_models_is_refused_with_the_key_that_mends_it(kaggle, tmp_path, state):
+    with pytest.raises(InputError, match=r"lookback of 16 bars.*lookback_window is 12.*--set data\.lookback_window=16"):
+        notes_of(kaggle, tmp_path, trained(kaggle, tmp_path, state=state, lookback=16))
+    assert not (tmp_path / "p.csv").exists()
+
+
+@pytest.mark.parametrize("state", ["interrupted", "running"])
+def test_a_model_whose_training_was_stopped_is_used_with_a_note(kaggle, tmp_path, state):
+    told = notes_of(kaggle, tmp_path, trained(kaggle, tmp_path, state=state))[0]
+    assert told.startswith("training of this model stopped early, in epoch 2 of 5") and told.endswith("--resume goes on")
+
+
+def test_the_reports_of_two_predictions_in_one_folder_are_two(tmp_path):
+    report = {"title": "t", "verdicts": [], "counts_in_words": [], "notes": []}
+    written = {path.name for name in ("predictions", "p30") for path in write_reports(report, tmp_path / f"{name}.csv")}
+    assert written == {path.name for path in tmp_path.iterdir()}
+    assert written == {"predictions_report.json", "predictions_report.md", "p30_report.json", "p30_report.md"}
 
 
 def test_a_folder_that_is_not_preprocessed_says_which_command_to_run(kaggle, tmp_path):

@@ -138,6 +138,13 @@ def test_of_two_bars_for_one_day_the_first_is_kept_and_no_gap_is_left(tmp_path):
     assert dropped == {"date there twice with the same values": 1, "date there twice with other values (the first is kept)": 1}
 
 
+def test_what_never_happened_is_not_listed(tmp_path):
+    bars = make_bars(2, 30)
+    out = make_folder(tmp_path, pd.concat([bars, bars.iloc[[10]]]))
+    assert report_of(out)["rows"]["dropped"] == {"date there twice with the same values": 1}
+    assert "with other values" not in (out / "report.md").read_text()
+
+
 def test_every_row_read_is_kept_or_dropped_for_a_reason(tmp_path):
     bars = pd.concat([spoiled(), make_bars(["SHORT"], 9, start="2001-04-02")])
     bars.iloc[5, 0], bars.iloc[6, 1] = "", ""

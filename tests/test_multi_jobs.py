@@ -153,12 +153,13 @@ def test_a_worker_that_does_not_stop_is_killed_with_all_it_started_after_the_gra
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
-def test_a_trainer_that_is_killed_takes_its_workers_with_it_and_they_save(tmp_path):
+def test_a_trainer_that_is_killed_takes_its_workers_with_it_and_they_save_while_its_folders_stay_taken(tmp_path):
+    saving = SAVES.replace("print('saved', flush=True)", "time.sleep(2), print('saved', flush=True)") + "time.sleep(60)"
     script = tmp_path / "trainer.py"
     script.write_text(
         "import sys\nfrom pathlib import Path\nfrom finetune.jobs import Job\nfrom finetune.jobs_run import Runner, Slot\n"
         "from finetune.jobs_state import RunState, locked\nfrom finetune.jobs_table import Display\n"
-        f"jobs = [Job('a', 'tokenizer', ('-c', {SAVES + 'time.sleep(60)'!r}), Path({str(tmp_path)!r}))]\n"
+        f"jobs = [Job('a', 'tokenizer', ('-c', {saving!r}), Path({str(tmp_path)!r}))]\n"
         f"state = RunState(Path({str(tmp_path / 'run')!r}), jobs)\n"
         f"with locked([Path({str(tmp_path)!r})]) as locks:\n"
         "    Runner(jobs, [Slot()], state, Display(jobs, state, {}), keep_open=[f.fileno() for f in locks]).run()\n"
@@ -171,6 +172,7 @@ def test_a_trainer_that_is_killed_takes_its_workers_with_it_and_they_save(tmp_pa
     finally:
         trainer.kill()
         trainer.wait()
+    assert not _can_lock(tmp_path), "its worker is still saving there"
     log = tmp_path / "run" / "a-tokenizer.log"
     assert _soon(lambda: "saved" in log.read_text())
     assert json.loads((tmp_path / "run" / "state.json").read_text())["jobs"]["a-tokenizer"]["state"] == "running"

@@ -145,9 +145,10 @@ def test_training_again_goes_on_from_the_checkpoint_or_starts_anew(chain, tmp_pa
         ("train_tokenizer.py", ["data.dataset_path=elsewhere"], "python finetune/qlib_data_preprocess.py"),
         ("train_tokenizer.py", ["data.lookback_window=20"], "data.lookback_window was 21 and is 20"),
         ("train_predictor.py", ["model_paths.save_path=untrained"], "python finetune/train_tokenizer.py"),
-        ("qlib_test.py", ["model_paths.save_path=untrained"], "train it first (python finetune/train_tokenizer.py)"),
+        ("qlib_test.py", ["model_paths.save_path=new"], "train it first (python finetune/train_tokenizer.py --config c.yaml --set"),
         ("qlib_test.py", ["backtest.benchmark=SH000300"], "SH000300"),
-        ("qlib_test.py", ["backtest.n_symbol_hold=50"], "50"),
+        ("qlib_test.py", ["backtest.n_symbol_hold=50"], "backtest.n_symbol_hold is 50; hold at most 12"),
+        ("qlib_test.py", ["backtest.backtest_time_range=['2021-09-01', '2021-11-19']"], "signal 'of every possible forecast'"),
         ("qlib_test.py", ["backtest.backtest_time_range=['2031-01-01', '2031-03-01']"], "backtest_time_range"),
     ],
 )
@@ -158,6 +159,22 @@ def test_mistakes_are_told_before_anything_long_begins(refusal, script, flags, t
 @pytest.mark.parametrize(("flag", "told"), [("gpu", "--device gpu: give cpu, cuda, cuda:0"), ("cuda:7", "device: 'cuda'")])
 def test_a_device_that_is_not_there_is_told(refusal, flag, told):
     assert told in refusal("qlib_test.py", "--device", flag)
+
+
+def test_models_trained_on_other_bars_than_the_panels_are_refused_before_they_forecast(chain, refusal):
+    other = ["data.dataset_path=later", "data.train_time_range=['2021-01-04', '2021-05-31']"]
+    command(chain[0], "qlib_data_preprocess.py", "--set", *other)
+    assert "was trained on other bars than those of later/train" in refusal("qlib_test.py", "--set", *other)
+
+
+def test_a_store_that_changed_since_is_noticed(chain, refusal):
+    bars = next(small_store().glob("features/sh600000/close.day.bin"))
+    before = bars.stat()
+    os.utime(bars, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+    try:
+        assert "has changed since the panels were made" in refusal("qlib_test.py")
+    finally:
+        os.utime(bars, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def test_too_many_folds_are_refused_with_the_number_that_fits(refusal):
@@ -174,12 +191,14 @@ def test_walking_forward_trains_and_tests_every_fold_on_later_bars_and_joins_the
     folder, _ = chain
     asked = ["qlib_test.py", "--folds", "2", "--set", "backtest.signal=mean", "backtest.backtest_save_folder_name=walk"]
     said = command(folder, *asked)
-    results = [json.loads((folder / "results/walk" / part / "backtest_results.json").read_text()) for part in (".", "fold_1", "fold_2")]
+    place = folder / "results/walk/walk_forward_2"
+    results = [json.loads((place / part / "backtest_results.json").read_text()) for part in (".", "fold_1", "fold_2")]
+    assert "2 folds walking forward" in results[0]["title"] and any(note.startswith("fold 2, test") for note in results[0]["notes"])
     whole, first, second = (result["signals"]["mean"] for result in results)
     assert first["first"] == whole["first"] and second["last"] == whole["last"] and first["last"] < second["first"]
     assert first["days"] + second["days"] == whole["days"]
-    trained = [(folder / "models" / f"fold_{n}" / "finetune_predictor_demo" / WEIGHTS).read_bytes() for n in (1, 2)]
-    assert trained[0] != trained[1]
+    (one,), (two,) = ([*(folder / "models").glob(f"fold_{n}-*/finetune_predictor_demo/{WEIGHTS}")] for n in (1, 2))
+    assert one.read_bytes() != two.read_bytes()
     assert "skipped" in command(
         folder, "qlib_test.py", "--folds", "2", "--set", "backtest.signal=mean", "backtest.backtest_save_folder_name=walk"
     )

@@ -230,6 +230,25 @@ def test_a_symbol_that_does_not_trade_the_next_day_is_not_scored_and_one_that_st
     assert ic[19] == pytest.approx(np.corrcoef(values[19], returns)[0, 1])
 
 
+def test_a_symbol_that_leaves_the_market_is_scored_to_its_end_sold_at_its_last_close(panel, opens):
+    days, series = np.tile(np.arange(N_DAYS), N_SYMBOLS), np.repeat(np.arange(N_SYMBOLS), N_DAYS)
+    keep = (series != 4) | (days <= 40)
+    features = panel.features.copy()
+    features[4 * N_DAYS + 40, 3] = ruin = 0.1  # its last close
+    arrays = {name: getattr(panel, name)[keep] for name in ("stamps", "times", "origin")}
+    gone = changed(panel, features=features[keep], **arrays, offsets=np.concatenate([[0], np.cumsum(np.bincount(series[keep]))]))
+    values = np.where(np.arange(N_SYMBOLS) == 4, 1.0, np.zeros((N_DAYS, 1)))
+    found = score_signal(as_signal(panel, values), gone, 5)
+    for bars in (1, 5):
+        ic = found[bars].daily["ic"].to_numpy()
+        for day in (39, 40 - bars):  # bought on its last day, and the first day whose sale finds it gone
+            returns = opens[day + 1 + bars] / opens[day + 1] - 1
+            returns[4] = np.float32(ruin) / opens[day + 1, 4] - 1
+            assert ic[day] == pytest.approx(np.corrcoef(values[day], returns)[0, 1])
+        assert np.isnan(ic[40:]).all(), "on its last day it can no longer be bought"
+        assert found[bars].days == N_DAYS - 1 - bars
+
+
 def test_all_signals_are_scored_together_with_the_same_draws(panel, opens):
     signal = foresight(panel, opens, 1) + as_signal(panel, np.random.default_rng(0).normal(0, 0.02, (N_DAYS, N_SYMBOLS)))
     signal = signal.dropna()

@@ -250,7 +250,7 @@ def test_from_another_folder_the_chain_ends_with_models_predictions_and_a_log(pl
     assert command[0] == "python"
     inference = subprocess.run([sys.executable, *command[1:]], cwd=place, env=surroundings(), capture_output=True, text=True, timeout=120)
     assert inference.returncode == 0, inference.stderr
-    assert pd.read_csv(place / "predictions.csv")["ID"].tolist() == ["T0", "T1", "T2"] and (place / "kaggle_report.md").is_file()
+    assert pd.read_csv(place / "predictions.csv")["ID"].tolist() == ["T0", "T1", "T2"] and (place / "predictions_report.md").is_file()
 
 
 @pytest.mark.slow
@@ -259,6 +259,15 @@ def test_two_processes_on_the_cpu_train_both_stages(place):
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads((place / "out" / "small" / "basemodel" / "summary.json").read_text())
     assert (summary["world_size"], summary["effective_batch"]) == (2, 16)
+
+
+@pytest.mark.parametrize("code, told", [(1, "training failed: exit code 1. To go on from the last checkpoint"), (75, "Go on with")])
+def test_a_killed_or_stopped_training_says_how_to_go_on_with_the_path_as_called(tmp_path, code, told):
+    (tmp_path / "a b").mkdir()
+    text = SCRIPT.read_text().removesuffix('main "$@"\n')
+    (tmp_path / "a b" / "train_kaggle.sh").write_text(f"{text}log=some.log\nreport {code}\n")
+    done = subprocess.run(["bash", "a b/train_kaggle.sh"], cwd=tmp_path, env=surroundings(), capture_output=True, text=True)
+    assert told in done.stderr and r"bash a\ b/train_kaggle.sh --resume and the same flags" in done.stderr
 
 
 @pytest.mark.slow
@@ -291,7 +300,7 @@ def test_a_signal_reaches_the_training_which_saves_and_resumes(place, sent, whol
     subprocess.run(["kill", f"-{sent.value}", "--", f"-{process.pid}" if whole_group else str(process.pid)], check=True)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 75, out + err
-    assert "everything is saved" in out and "Go on with: bash train_kaggle.sh --resume" in err  # the log has the farewell, too
+    assert "everything is saved" in out and f"Go on with: bash {SCRIPT} --resume" in err  # the log has the farewell, too
     assert json.loads((saved.parents[1] / "status.json").read_text())["state"] == "interrupted"
     if whole_group:
         return

@@ -20,6 +20,7 @@ from kronos.errors import InputError, MissingFileError
 BLOCK_BYTES = 4 << 20  # read and parsed together: a few blocks are in memory at once
 _HEAD_BYTES = 1 << 16
 _SEPARATORS = (",", ";", "\t", "|")
+_INSTEAD = {"Stock Splits": ", or, if its prices are not to be adjusted for splits, read it without that column: --splits keep"}
 NULLS = sorted({spelling for word in EMPTY for spelling in (word, word.upper(), word.capitalize())} | {"NaN", "NaT"})
 
 
@@ -187,7 +188,7 @@ def _columns(names: Sequence[str], wanted: Sequence[str], optional: Sequence[str
         told = f" ({'; '.join(hints)})" if hints else ""
         raise InputError(
             f"{path}: no column {', '.join(map(repr, lacking))} among those found: {', '.join(map(repr, names))}{told}; "
-            "rename the columns in the first line of the file"
+            f"rename the columns in the first line of the file{''.join(_INSTEAD.get(name, '') for name in lacking)}"
         )
     return columns
 

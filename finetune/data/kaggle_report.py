@@ -74,7 +74,7 @@ def report_of(
     tickers = list(reader.tickers)
     dropped = dict(reader.dropped)
     for what, per_ticker in clean.counts.items():
-        if what.startswith("dropped, "):
+        if what.startswith("dropped, ") and per_ticker.total():
             dropped[what.removeprefix("dropped, ")] = per_ticker.total()
     short_rows = sum(clean.short.values())
     if clean.short:
@@ -122,7 +122,7 @@ def report_of(
 
 def _kept_as(changed: Mapping[str, Counter[str]]) -> dict[str, int]:
     """Rows that were kept although something was done to them or is odd, without advice that belongs to other commands."""
-    return {what.split(" (")[0]: per_ticker.total() for what, per_ticker in changed.items()}
+    return {what.split(" (")[0]: per_ticker.total() for what, per_ticker in changed.items() if per_ticker.total()}
 
 
 def _shortened(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,9 +34,8 @@ def workplace(out: Path) -> Iterator[tuple[Path, StopRequest]]:
     work, lock = out / WORK, out / LOCK
     with explained(out, "cannot write to folder"):
         out.mkdir(parents=True, exist_ok=True)
-        handle = open(lock, "a")  # noqa: SIM115  held until the end
-    with handle, StopRequest() as stop:
-        _only_one(handle, out)
+    refusal = "another run is preprocessing into this folder; wait for it, or give another --out"
+    with StopRequest() as stop, only_one(out, LOCK, refusal):
         try:
             with explained(out, "cannot write to folder"):
                 shutil.rmtree(work, ignore_errors=True)
@@ -51,8 +50,20 @@ def workplace(out: Path) -> Iterator[tuple[Path, StopRequest]]:
                     folder.rmdir()
 
 
-def _only_one(handle: Any, out: Path) -> None:
-    """The system gives a lock up when its process ends, in whatever way."""
+@contextmanager
+def only_one(folder: Path, lock: str, refusal: str) -> Iterator[None]:
+    """Hold the lock file `lock` of a folder that exists; the system gives it up when the process ends, in whatever way.
+
+    Raises InputError: `folder: refusal` where another run holds it, or the folder cannot be written.
+    """
+    with explained(folder, "cannot write to folder"):
+        handle = open(folder / lock, "a")  # noqa: SIM115  held until the end
+    with handle:
+        _hold(handle, f"{folder}: {refusal}")
+        yield
+
+
+def _hold(handle: Any, refusal: str) -> None:
     try:
         import fcntl
     except ImportError:  # Windows: two runs at once there would find the other's open files in the way
@@ -60,7 +71,7 @@ def _only_one(handle: Any, out: Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise InputError(f"{out}: another run is preprocessing into this folder; wait for it, or give another --out") from None
+        raise InputError(refusal) from None
 
 
 def go_on(stop: StopRequest, out: Path) -> None:

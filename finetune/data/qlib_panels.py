@@ -110,22 +110,28 @@ def save_panels(folder: str | Path, made: Preprocessed) -> Path:
     return folder
 
 
-def open_panels(folder: str | Path, section: QlibDataSection) -> Preprocessed:
-    """What `save_panels` wrote, memory-mapped. Raises MissingFileError without it, InputError if other settings made it or it changed."""
+def open_panels(folder: str | Path, section: QlibDataSection, command: str = COMMAND) -> Preprocessed:
+    """What `save_panels` wrote, memory-mapped. command: what makes them, for messages.
+
+    Raises MissingFileError without it, InputError if other settings or another state of the store made it, or it changed.
+    """
     folder = Path(folder).expanduser()
     manifest = read_json(folder / MANIFEST)
     if manifest is None:
-        raise MissingFileError(f"data.dataset_path: {folder} holds no {MANIFEST}, so no panels; make them first: {COMMAND}")
+        raise MissingFileError(f"data.dataset_path: {folder} holds no {MANIFEST}, so no panels; make them first: {command}")
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT or manifest.get("version") != _VERSION:
-        raise InputError(f"{folder / MANIFEST}: is no manifest of this version; make the panels anew: {COMMAND}")
+        raise InputError(f"{folder / MANIFEST}: is no manifest of this version; make the panels anew: {command}")
     was, now = manifest["settings"], _settings(section)
     changed = [f"data.{key} was {was.get(key)!r} and is {now[key]!r}" for key in _SETTINGS if was.get(key) != now[key]]
     if changed:
-        raise InputError(f"{folder}: the panels were made with other settings ({'; '.join(changed)}); make them anew: {COMMAND}")
+        raise InputError(f"{folder}: the panels were made with other settings ({'; '.join(changed)}); make them anew: {command}")
+    store = Path(now["qlib_data_path"])
+    if store.is_dir() and _store_state(store, section) != manifest["store"]["state"]:
+        raise InputError(f"{folder}: the store {store} has changed since the panels were made; make them anew: {command}")
     panels = {name: Panel.open(folder / name) for name in NAMES}
     for name, panel in panels.items():
         if panel.fingerprint != manifest["panels"][name]["fingerprint"]:
-            raise InputError(f"{folder / name}: is not the panel that {MANIFEST} lists; make the panels anew: {COMMAND}")
+            raise InputError(f"{folder / name}: is not the panel that {MANIFEST} lists; make the panels anew: {command}")
     return Preprocessed(**panels, manifest=manifest)
 
 
@@ -184,13 +190,12 @@ def _manifest(
             "freq": store.freq,
             "calendar": [day(store.calendar[0]), day(store.calendar[-1])],
             "bars": len(store.calendar),
-            "calendar_digest": _digest(store.path / "calendars" / f"{store.freq}.txt"),
+            "state": _store_state(store.path, section),
         },
         "pool": {
             "name": section.instrument,
             "symbols": members,
             "used": len(lives.symbols),
-            "digest": _digest(store.path / "instruments" / f"{section.instrument.lower()}.txt"),
         },
         "ranges": {name: _told_range(section, ranges[name], store) for name in NAMES},
         "panels": {
@@ -221,8 +226,15 @@ def _told_range(section: QlibDataSection, window: Range, store: Store) -> dict[s
     }
 
 
-def _digest(file: Path) -> str:
-    return hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+def _store_state(store: Path, section: QlibDataSection) -> str:
+    """A digest of what the panels are made of: calendar, pool, and size and time of change of every field's file."""
+    found = hashlib.blake2b(digest_size=16)
+    for file in (store / "calendars" / f"{section.freq}.txt", store / "instruments" / f"{section.instrument.lower()}.txt"):
+        found.update(file.read_bytes() if file.is_file() else b"-")
+    for file in sorted(store.glob(f"features/*/*.{section.freq}.bin")):
+        facts = file.stat()
+        found.update(f"{file.parent.name}/{file.name} {facts.st_size} {facts.st_mtime_ns}".encode())
+    return found.hexdigest()
 
 
 def _too_few(lives: Lives, section: QlibDataSection, wanted: int, needed: int) -> str:

@@ -97,7 +97,12 @@ def _moment(section: RangesSection, key: str, place: int | None = None, last: bo
     if moment is pd.NaT or moment.tz is not None:
         wanted = "two days, such as [2024-07-01, 2025-06-05]" if place is not None else "a day, such as 2024-07-01"
         raise InputError(f"data.{key}: {value!r} is not {wanted}")
-    return moment + pd.Timedelta(days=1) - pd.Timedelta(1, "ns") if last and moment == moment.normalize() else moment
+    return end_of(text, moment) if last else moment
+
+
+def end_of(text: str, moment: pd.Timestamp) -> pd.Timestamp:
+    """The end of a day that is written without an hour; "2024-06-30 00:00" is that bar of a market that never closes."""
+    return moment if ":" in text else moment.normalize() + pd.Timedelta(days=1) - pd.Timedelta(1, "ns")
 
 
 def day(moment: np.datetime64 | pd.Timestamp) -> str:

@@ -21,6 +21,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn, TextIO
 
 from finetune.engine.errors import InputError, Interrupted
@@ -47,7 +48,7 @@ def common_arguments(parser: argparse.ArgumentParser, config: str | None = None,
     config: the file to use without --config; None makes the flag required. resume: False for a command with nothing to resume.
     """
     shown = f" (default: {config})" if config else ""
-    parser.add_argument("--config", metavar="FILE", default=config, required=config is None, help=f"YAML configuration{shown}")
+    parser.add_argument("--config", metavar="FILE", type=_of_project, default=config, required=config is None, help=f"YAML file{shown}")
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -59,6 +60,12 @@ def common_arguments(parser: argparse.ArgumentParser, config: str | None = None,
     )
     if resume:
         parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+
+
+def _of_project(text: str) -> str:
+    """The file as named, or, from another folder, the project's own of that name (configs/demo.yaml)."""
+    own = Path(__file__).resolve().parents[2] / text
+    return str(own) if not Path(text).exists() and own.is_file() else text
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:

@@ -17,6 +17,7 @@ class Outcome(NamedTuple):
     loss: torch.Tensor  # mean over the micro-batch, scalar
     weight: torch.Tensor | float  # what that mean stands for, e.g. windows, or unmasked targets
     terms: dict[str, torch.Tensor]  # named parts to log, means like `loss`
+    outputs: Any = None  # what the task's own metrics need of a validation forward; the loop only hands it on
 
 
 class Metrics(Protocol):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pandas as pd
 
+from finetune.data.qlib_ranges import end_of
 from finetune.data.qlib_store import Store, listed
 from finetune.evaluation.backtest_signals import RANGE_KEY, BacktestSection, Scores, checked_signal
 from finetune.evaluation.backtest_stats import statistics, verdict
@@ -272,8 +273,7 @@ def _range(dates: Sequence[str]) -> tuple[pd.Timestamp, pd.Timestamp]:
         begin, end = (pd.Timestamp(one) for one in dates)
     except (ValueError, TypeError) as error:
         raise InputError(f"{RANGE_KEY}: {dates!r} is not a first and a last day; write [2024-07-01, 2025-06-05]") from error
-    if end == end.normalize():
-        end += pd.Timedelta(days=1) - pd.Timedelta(nanoseconds=1)
+    end = end_of(str(dates[1]), end)
     if begin > end:
         raise InputError(f"{RANGE_KEY}: {dates[0]} is later than {dates[1]}; exchange them")
     return begin, end

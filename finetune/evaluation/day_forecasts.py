@@ -3,14 +3,17 @@
 The bars to come are stamped by the market's calendar and never by the symbol's own later bars, which would tell that trading in it stops;
 so the last days are forecast like any other. Random numbers belong to (seed, bars and stamps of the forecast): neither batches, nor a
 restart, nor the other symbols change them. Forecasts are made in the order of days: what was stopped has the earliest days whole.
+A signal (Ctrl-C, SIGTERM) is honoured after the batch under way, and what is finished is saved. One run at a time works in a folder.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,16 +22,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from finetune.data.kaggle_work import only_one
 from finetune.data.panel import KRONOS_NAMES, Panel
+from finetune.engine.errors import Interrupted
 from finetune.engine.files import ensure_writable_folder, jsonable, read_json, remove_leftovers, write_json, write_with
+from finetune.engine.signals import StopRequest
 from finetune.evaluation.days import clock_of, has_before, series_of, stamps_ahead
 from finetune.evaluation.origins import CLOSE
 from kronos import KronosPredictor, fingerprint
 from kronos.errors import InputError
 
-_FORMAT = 1  # raised when the parts' contents change their meaning
-_MANIFEST = "manifest.json"
-_PART = re.compile(r"part-(\d+)-(\d+)\.npy")
+_FORMAT = 2  # raised when the parts' names or contents change their meaning
+_MANIFEST, _LOCK = "manifest.json", ".lock"
+_PART = re.compile(r"part-(?:([0-9a-f]{8})-)?(\d+)-(\d+)\.npy")  # format 1 named no manifest
 _SAVE_EVERY_S = 10.0
 _TELL_EVERY_S = 30.0
 _CPU_TOKENS = 4096  # computed together on a CPU: mini is 12 % faster than with 16384, whose activations leave the second-level cache
@@ -86,13 +92,16 @@ def forecast_days(
     calendar: the market's wall-clock times, increasing datetime64[ns], with as many of those to come as are known; beyond its end it is
     continued by its rhythm (`days.continued`). folder: keeps what is finished. A run with the same weights, bars and settings continues
     from it, another one says what differs and starts anew; the device and series_at_once may change in between.
-    Raises InputError: no origin, a panel of other columns or another calendar, weights whose forecasts are not numbers, memory, the disk.
+    Raises InputError: no origin, a panel of other columns or another calendar, weights whose forecasts are not numbers, memory, the disk,
+    another run at work in the folder. Raises Interrupted after a signal, once all that is finished is saved.
     """
     work = _Work.of(panel, np.asarray(calendar, "datetime64[ns]"), lookback, horizon, say)
-    store = _Parts(ensure_writable_folder(folder), (len(work), settings.sample_count, horizon))
-    done = store.open(_manifest(predictor, work, settings), say)
-    if done < len(work):
-        _forecast(predictor, work, settings, store, done, say)
+    folder = ensure_writable_folder(folder)
+    with only_one(folder, _LOCK, "another run is forecasting into this folder; wait for it, or give one of them another folder"):
+        store = _Parts(folder, (len(work), settings.sample_count, horizon), _manifest(predictor, work, settings))
+        done = store.open(say)
+        if done < len(work):
+            _forecast(predictor, work, settings, store, done, say)
     symbols = np.array([info.symbol for info in panel.series])[series_of(panel, work.rows)]
     return DayForecasts(work.days, symbols, work.last, store.closes, work.rows)
 
@@ -154,58 +163,75 @@ class _Work:
 
 
 def _forecast(predictor: KronosPredictor, work: _Work, settings: Settings, store: _Parts, done: int, say: Say) -> None:
-    """Everything from forecast `done` on, in pieces that do not depend on where it begins."""
+    """Everything from forecast `done` on, in pieces that do not depend on where it begins; however it ends, what is finished is saved."""
     tokens = _CPU_TOKENS if predictor.device.type == "cpu" else predictor.batch_tokens
     together = max(1, min(settings.series_at_once, tokens // (work.lookback + settings.sample_count * work.ahead.shape[1])))
     days = len(np.unique(work.days[done:]))
     say(f"forecasts: {len(work) - done:,} on {days:,} days, {_day(work.days[done])} to {_day(work.days[-1])}, by {predictor.device}")
-    with _Progress(len(work), done, say) as shown:
+    with StopRequest() as stop, closing(store), _Progress(len(work), done, say) as shown:
         for first in range(done, len(work), together):
             last = min(first + together, len(work))
-            try:
-                made = work.paths(predictor, first, last, settings)
-            except torch.OutOfMemoryError as error:
-                raise InputError(
-                    f"{predictor.device} has too little memory for {last - first} forecasts at once: lower inference.series_at_once "
-                    "(what is finished stays, and the run continues)"
-                ) from error
-            if not np.isfinite(made).all():
-                place = first + int(np.argmin(np.isfinite(made).all((1, 2))))
-                raise InputError(f"the model's forecast for {work.name(place)} is not a number: its training diverged; use other weights")
-            store.add(first, made, flush=last == len(work))
+            store.add(first, _made(predictor, work, first, last, settings))
             shown.update(last)
+            if stop.requested:
+                break
+    if stop.requested:
+        kept = f"{last:,} of {len(work):,} forecasts are kept in {store.folder}"
+        raise Interrupted(f"stopped by {stop.name}: {kept}; the same command continues")
+
+
+def _made(predictor: KronosPredictor, work: _Work, first: int, last: int, settings: Settings) -> np.ndarray:
+    """As `_Work.paths`, finite. Raises InputError."""
+    try:
+        made = work.paths(predictor, first, last, settings)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"{predictor.device} has too little memory for {last - first} forecasts at once: lower inference.series_at_once "
+            "(what is finished stays, and the run continues)"
+        ) from error
+    if not np.isfinite(made).all():
+        place = first + int(np.argmin(np.isfinite(made).all((1, 2))))
+        raise InputError(f"the model's forecast for {work.name(place)} is not a number: its training diverged; use other weights")
+    return made
 
 
 class _Parts:
-    """Finished forecasts on disk: part-FIRST-LAST.npy, closes [LAST - FIRST, samples, horizon], one after another without a gap."""
+    """Finished forecasts on disk: part-RUN-FIRST-LAST.npy, closes [LAST - FIRST, samples, horizon], one after another without a gap.
 
-    def __init__(self, folder: Path, shape: tuple[int, int, int]):
-        self.folder, self.closes = folder, np.empty(shape, np.float32)
-        self._saved = 0
+    RUN is a hash of the manifest: whatever happens to that file, no part is taken for one of another run.
+    """
+
+    def __init__(self, folder: Path, shape: tuple[int, int, int], manifest: dict[str, Any]):
+        self.folder, self.closes, self.manifest = folder, np.empty(shape, np.float32), jsonable(manifest)
+        self._run = hashlib.blake2b(json.dumps(self.manifest, sort_keys=True).encode(), digest_size=4).hexdigest()
+        self._made = self._saved = 0  # how many are finished, and on disk
         self._saved_at = time.monotonic()
 
-    def open(self, manifest: dict[str, Any], say: Say) -> int:
+    def open(self, say: Say) -> int:
         """How many forecasts of the same manifest are there; they are read. Those of another one are removed, and it is said why."""
-        found, manifest = read_json(self.folder / _MANIFEST), jsonable(manifest)
+        found = read_json(self.folder / _MANIFEST)
         remove_leftovers(self.folder)
         parts = sorted(path for path in self.folder.glob("part-*.npy") if _PART.fullmatch(path.name))
-        if found == manifest:
+        if found == self.manifest:
             kept = [path for path in parts if self._read(path)]
             if kept:
                 say(f"{self._saved:,} of {len(self.closes):,} forecasts were there ({self.folder})")
         else:
             kept = []
             if parts:
-                say(f"forecasts start anew, those in {self.folder} do not fit: {_differences(found, manifest)}")
+                say(f"forecasts start anew, those in {self.folder} do not fit: {_differences(found, self.manifest)}")
         for path in reversed(parts):  # from the end, so that being stopped here leaves no gap
             if path not in kept:
                 path.unlink()
-        write_json(self.folder / _MANIFEST, manifest)
+        write_json(self.folder / _MANIFEST, self.manifest)
         return self._saved
 
     def _read(self, path: Path) -> bool:
         """Take a part in if it follows on what is there; a damaged one ends what there is."""
-        first, last = (int(number) for number in _PART.fullmatch(path.name).groups())
+        run, *ends = _PART.fullmatch(path.name).groups()
+        first, last = (int(number) for number in ends)
+        if run != self._run:
+            return False
         try:
             part = np.load(path, allow_pickle=False)
         except (ValueError, EOFError):
@@ -214,18 +240,24 @@ class _Parts:
         if first != self._saved or last > len(self.closes) or part.shape != wanted or part.dtype != np.float32:
             return False
         self.closes[first:last] = part
-        self._saved = last
+        self._made = self._saved = last
         return True
 
-    def add(self, first: int, made: np.ndarray, flush: bool) -> None:
-        """Take in the forecasts from `first` on; every few seconds, and with `flush`, they are saved."""
-        last = first + len(made)
-        self.closes[first:last] = made
-        if not flush and time.monotonic() - self._saved_at < _SAVE_EVERY_S:
+    def add(self, first: int, made: np.ndarray) -> None:
+        """Take in the forecasts from `first` on; every few seconds they are saved."""
+        self._made = first + len(made)
+        self.closes[first : self._made] = made
+        if time.monotonic() - self._saved_at >= _SAVE_EVERY_S:
+            self.close()
+
+    def close(self) -> None:
+        """Save what is finished and not on disk yet."""
+        if self._made == self._saved:
             return
-        part = self.closes[self._saved : last]
-        write_with(self.folder / f"part-{self._saved:09d}-{last:09d}.npy", lambda path: np.save(path, part, allow_pickle=False))
-        self._saved, self._saved_at = last, time.monotonic()
+        part = self.closes[self._saved : self._made]
+        name = f"part-{self._run}-{self._saved:09d}-{self._made:09d}.npy"
+        write_with(self.folder / name, lambda path: np.save(path, part, allow_pickle=False))
+        self._saved, self._saved_at = self._made, time.monotonic()
 
 
 def _manifest(predictor: KronosPredictor, work: _Work, settings: Settings) -> dict[str, Any]:

@@ -11,9 +11,8 @@ _COLUMNS = {"accuracy": "accuracy", "f1": "F1", "auc": "AUC", "log_loss": "log-l
 
 
 def write_reports(report: dict[str, Any], out: Path) -> tuple[Path, Path]:
-    """kaggle_report.json and .md beside `out`. Raises InputError if they cannot be written."""
-    folder = out.parent
-    paths = folder / "kaggle_report.json", folder / "kaggle_report.md"
+    """{out without its ending}_report.json and .md beside `out`. Raises InputError if they cannot be written."""
+    paths = out.with_name(f"{out.stem}_report.json"), out.with_name(f"{out.stem}_report.md")
     write_json(paths[0], report)
     write_text(paths[1], markdown(report))
     return paths

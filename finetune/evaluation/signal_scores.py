@@ -2,7 +2,8 @@
 
 The return that a signal of day t is scored by is one that could have been earned: bought at the open of the market's next bar, t + 1, sold
 at the open `bars` bars later, t + 1 + bars: open[t + 1 + bars] / open[t + 1] - 1. A symbol without a bar at t + 1 cannot be bought and is
-not scored that day; one without a bar at t + 1 + bars is sold at its next open. The market's bars are those of any symbol of the panel.
+not scored that day; one without a bar at t + 1 + bars is sold at its next open, and one that never trades again at its last close: losers
+that leave the market stay in the scores. The market's bars are those of any symbol of the panel; days too late for a sale are not scored.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from kronos.errors import InputError
 FEWEST_SYMBOLS = 10  # on a day, for anything across symbols
 MOST_GROUPS, GROUP_SIZE = 10, 3  # deciles, or as many groups as leave so many symbols in each
 _FEWEST_BLOCKS = 3  # of days; of fewer, every resample is nearly the sample itself, and its interval would feign certainty
-_OPEN = KRONOS_NAMES.index("open")
+_OPEN, _CLOSE = KRONOS_NAMES.index("open"), KRONOS_NAMES.index("close")
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def score_signals(
     """
     first = min((signal.index.get_level_values(0).min() for signal in signals.values() if len(signal)), default=pd.Timestamp(0))
     opens = _opens(panel, first)
-    ahead = {bars: _returns(opens.to_numpy(), bars) for bars in sorted({1, horizon})}
+    last = _last_closes(panel).reindex(opens.columns).to_numpy()
+    ahead = {bars: _returns(opens.to_numpy(), last, bars) for bars in sorted({1, horizon})}
     resamplers: dict[tuple[int, int], Resampler] = {}
     found: dict[str, dict[int, SignalScore]] = {}
     for name, signal in signals.items():
@@ -109,9 +111,19 @@ def _opens(panel: Panel, first: pd.Timestamp) -> pd.DataFrame:
     return pd.DataFrame(columns).sort_index()
 
 
-def _returns(opens: np.ndarray, bars: int) -> np.ndarray:
-    """[days, symbols] returns earned from the next bar's open to the open `bars` later, NaN where unknown."""
-    sale = pd.DataFrame(opens).bfill().to_numpy()
+def _last_closes(panel: Panel) -> pd.Series:
+    """The close of each symbol's last bar, NaN where it is no price."""
+    prices = np.asarray(panel.features[panel.offsets[1:] - 1, _CLOSE], np.float64)
+    return pd.Series({info.symbol: price if price > 0 else np.nan for info, price in zip(panel.series, prices, strict=True)})
+
+
+def _returns(opens: np.ndarray, last: np.ndarray, bars: int) -> np.ndarray:
+    """[days, symbols] returns earned from the next bar's open to the open `bars` later, NaN where unknown.
+
+    A symbol without an open from then on is sold at `last` [symbols], its last close (or its last open where that is NaN).
+    """
+    prices = pd.DataFrame(opens)
+    sale = prices.bfill().fillna(pd.Series(last)).fillna(prices.ffill()).to_numpy()
     found = np.full_like(opens, np.nan)
     if len(opens) > bars + 1:
         found[: -bars - 1] = sale[bars + 1 :] / opens[1:-bars] - 1
