@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from finetune.engine.stages import Stage
 from finetune.evaluation.backtest import Backtests, index_returns, run_backtests, trading_bars
 from finetune.evaluation.backtest_report import write_reports
 from finetune.evaluation.backtest_signals import checked_signal
-from finetune.evaluation.day_forecasts import forecast_days
+from finetune.evaluation.day_forecasts import Draws, forecast_days
 from finetune.evaluation.days import clock_of, has_before, series_of
 from finetune.evaluation.signal_scores import score_signals
 from finetune.evaluation.signals import momentum, reversal, signals
@@ -35,18 +34,6 @@ from kronos import KronosPredictor, load_predictor, load_tokenizer
 Say = Callable[[str], Any]
 STAGES: tuple[Stage, ...] = ("tokenizer", "predictor")
 FEWEST_FOLD_BARS = 20  # of a backtest that says anything
-
-
-@dataclass(frozen=True)
-class ForecastSettings:
-    """`inference` with the seed of the run, as `forecast_days` reads them."""
-
-    T: float
-    top_k: int
-    top_p: float
-    sample_count: int
-    seed: int
-    series_at_once: int
 
 
 def study(config: QlibConfig, say: Say = print) -> Backtests:
@@ -104,10 +91,8 @@ def trained_on_these(config: QlibConfig, panels: Preprocessed, say: Say) -> list
 
 def day_signals(config: QlibConfig, store: Store, panel: Panel, say: Say) -> dict[str, pd.Series]:
     """The signals of every forecast that the panel allows; finished forecasts are kept, and a restarted run continues."""
-    chosen = config.inference
-    settings = ForecastSettings(
-        chosen.T, chosen.top_k, chosen.top_p, chosen.sample_count, config.training.seed, series_at_once=chosen.series_at_once
-    )
+    names = ("T", "top_k", "top_p", "sample_count", "series_at_once")
+    settings = Draws(**{name: getattr(config.inference, name) for name in names}, seed=config.training.seed)
     forecasts = forecast_days(
         _predictor(config),
         panel,

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,15 +47,16 @@ _OTHERS = {
 Say = Callable[[str], Any]
 
 
-class Settings(Protocol):
-    """What is read of a configuration's `inference` section. series_at_once: series computed together at most."""
+@dataclass(frozen=True)
+class Draws:
+    """How paths are drawn. series_at_once: forecasts computed together at most."""
 
-    T: float
-    top_k: int
-    top_p: float
-    sample_count: int
-    seed: int
-    series_at_once: int
+    sample_count: int = 16
+    T: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    series_at_once: int = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,7 @@ def forecast_days(
     folder: str | Path,
     lookback: int,
     horizon: int,
-    settings: Settings,
+    settings: Draws,
     say: Say = print,
 ) -> DayForecasts:
     """Forecast `horizon` bars at every origin of the panel that has `lookback` unbroken bars up to it.
@@ -151,7 +152,7 @@ class _Work:
         last = np.asarray(panel.features[rows, CLOSE], np.float64)
         return cls(panel, lookback, rows, days, last, stamps_ahead(calendar, days, horizon))
 
-    def paths(self, predictor: KronosPredictor, first: int, last: int, settings: Settings) -> np.ndarray:
+    def paths(self, predictor: KronosPredictor, first: int, last: int, settings: Draws) -> np.ndarray:
         """Sampled closes [last - first, samples, horizon]."""
         given = self.rows[first:last, None] + np.arange(1 - self.lookback, 1)
         stamps = np.concatenate([self.panel.stamps[given], self.ahead[first:last]], axis=1)
@@ -162,7 +163,7 @@ class _Work:
         return f"{self.panel.series[int(series_of(self.panel, self.rows[place]))].symbol} on {_day(self.days[place])}"
 
 
-def _forecast(predictor: KronosPredictor, work: _Work, settings: Settings, store: _Parts, done: int, say: Say) -> None:
+def _forecast(predictor: KronosPredictor, work: _Work, settings: Draws, store: _Parts, done: int, say: Say) -> None:
     """Everything from forecast `done` on, in pieces that do not depend on where it begins; however it ends, what is finished is saved."""
     tokens = _CPU_TOKENS if predictor.device.type == "cpu" else predictor.batch_tokens
     together = max(1, min(settings.series_at_once, tokens // (work.lookback + settings.sample_count * work.ahead.shape[1])))
@@ -180,7 +181,7 @@ def _forecast(predictor: KronosPredictor, work: _Work, settings: Settings, store
         raise Interrupted(f"stopped by {stop.name}: {kept}; the same command continues")
 
 
-def _made(predictor: KronosPredictor, work: _Work, first: int, last: int, settings: Settings) -> np.ndarray:
+def _made(predictor: KronosPredictor, work: _Work, first: int, last: int, settings: Draws) -> np.ndarray:
     """As `_Work.paths`, finite. Raises InputError."""
     try:
         made = work.paths(predictor, first, last, settings)
@@ -260,7 +261,7 @@ class _Parts:
         self._saved, self._saved_at = self._made, time.monotonic()
 
 
-def _manifest(predictor: KronosPredictor, work: _Work, settings: Settings) -> dict[str, Any]:
+def _manifest(predictor: KronosPredictor, work: _Work, settings: Draws) -> dict[str, Any]:
     """Everything that decides the numbers; not what only rounds them differently (the device, how many are computed together)."""
     return {
         "format": _FORMAT,

@@ -14,7 +14,7 @@ import pandas as pd
 from finetune.data.panel import Panel
 from finetune.engine.files import write_with
 from finetune.engine.windows import Splits
-from finetune.evaluation.day_forecasts import forecast_days
+from finetune.evaluation.day_forecasts import Draws, forecast_days
 from finetune.evaluation.origins import Origins
 from finetune.evaluation.rise import Rule, choose_rule, class_prior, mean_log_loss, rose_after
 from finetune.evaluation.rise_origins import held_out, market_calendar, only_from, rows_to_forecast
@@ -25,18 +25,6 @@ from kronos import KronosPredictor
 COIN = 0.5
 _STALE_DAYS = 30
 Say = Callable[[str], Any]
-
-
-@dataclass(frozen=True)
-class Draws:
-    """How paths are drawn; what `day_forecasts.forecast_days` reads. series_at_once: forecasts computed together at most."""
-
-    sample_count: int = 16
-    T: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int = 0
-    series_at_once: int = 1000
 
 
 @dataclass(eq=False)
