@@ -1,6 +1,7 @@
 """The peer's Temporal Fusion Transformer (pytorch-forecasting), its training step and its inference, on batches of its own loader.
 
-Runs under the python of an environment that has pytorch-forecasting and nothing of ours: this file imports only what that brings.
+Runs under the python of an environment that has pytorch-forecasting and nothing of ours: this file imports only what that brings and
+its neighbour `high_water`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from high_water import peak_of  # beside this file, which is run as a script
 from pytorch_forecasting import TemporalFusionTransformer, TimeSeriesDataSet
 from pytorch_forecasting.data.encoders import MultiNormalizer, NaNLabelEncoder, TorchNormalizer
 from pytorch_forecasting.metrics import MAE, MultiLoss
@@ -30,26 +32,8 @@ def load(path: str, threads: int, hidden: int, continuous: int, heads: int, enco
     torch.manual_seed(0)
     with np.load(path) as saved:
         past, known, targets, series = saved["past"], saved["known"], saved["targets"], saved["series"]
-    names = {k: [f"{k}{i}" for i in range(values.shape[1])] for k, values in (("past", past), ("known", known), ("target", targets))}
-    frame = pd.DataFrame(np.hstack([past, known, targets]), columns=[*names["past"], *names["known"], *names["target"]])
-    frame["symbol"] = [f"S{i}" for i in series]
-    frame["period"] = "1h"
-    frame["time_idx"] = frame.groupby("symbol").cumcount()
-    data = TimeSeriesDataSet(
-        frame,
-        time_idx="time_idx",
-        target=names["target"],
-        group_ids=["symbol"],
-        max_encoder_length=encoder,
-        min_encoder_length=encoder,
-        max_prediction_length=1,
-        static_categoricals=["symbol", "period"],
-        time_varying_unknown_reals=names["past"],
-        time_varying_known_reals=names["known"],
-        categorical_encoders={name: NaNLabelEncoder(add_nan=True) for name in ("symbol", "period")},
-        target_normalizer=MultiNormalizer([TorchNormalizer(method="identity") for _ in names["target"]]),
-        scalers=dict.fromkeys((*names["past"], *names["known"])),
-    )
+    frame, names = _frame(past, known, targets, series)
+    data = _data_set(frame, names, encoder)
     model = TemporalFusionTransformer.from_dataset(
         data,
         hidden_size=hidden,
@@ -64,6 +48,59 @@ def load(path: str, threads: int, hidden: int, continuous: int, heads: int, enco
     loader = iter(data.to_dataloader(train=True, batch_size=batch, num_workers=0))
     _state.update(model=model, optimiser=torch.optim.Adam(model.parameters(), lr=1e-3), batches=[next(loader) for _ in range(count)])
     return sum(p.numel() for p in model.parameters())
+
+
+def load_table(path: str, threads: int, encoder: int) -> int:
+    """The table of `path` as a frame, for `build`; returns its bytes."""
+    torch.set_num_threads(threads)
+    with np.load(path) as saved:
+        frame, names = _frame(saved["past"], saved["known"], saved["targets"], saved["series"])
+    _state.update(frame=frame, names=names, encoder=encoder)
+    return int(frame.memory_usage(deep=True).sum())
+
+
+def build(clock: str) -> list[float]:
+    """[seconds, bytes at most held beside the frame] from the frame to a data set."""
+    _state.pop("data", None)
+    begin = CLOCKS[clock]()
+    _state["data"], peak = peak_of(lambda: _data_set(_state["frame"], _state["names"], _state["encoder"]))
+    return [CLOCKS[clock]() - begin, peak]
+
+
+def batches(n: int, size: int, clock: str) -> float:
+    """Seconds per window of `n` batches of the shuffled loader, in this process (workers share the same cores)."""
+    loader = iter(_state["data"].to_dataloader(train=True, batch_size=size, num_workers=0))
+    begin = CLOCKS[clock]()
+    for _ in range(n):
+        next(loader)
+    return (CLOCKS[clock]() - begin) / (n * size)
+
+
+def _frame(past: np.ndarray, known: np.ndarray, targets: np.ndarray, series: np.ndarray) -> tuple[pd.DataFrame, dict[str, list[str]]]:
+    names = {k: [f"{k}{i}" for i in range(values.shape[1])] for k, values in (("past", past), ("known", known), ("target", targets))}
+    frame = pd.DataFrame(np.hstack([past, known, targets]), columns=[*names["past"], *names["known"], *names["target"]])
+    frame["symbol"] = pd.Categorical.from_codes(series, [f"S{i}" for i in range(series.max() + 1)])
+    frame["period"] = pd.Categorical(["1h"] * len(frame))
+    frame["time_idx"] = frame.groupby(series).cumcount()
+    return frame, names
+
+
+def _data_set(frame: pd.DataFrame, names: dict[str, list[str]], encoder: int) -> TimeSeriesDataSet:
+    return TimeSeriesDataSet(
+        frame,
+        time_idx="time_idx",
+        target=names["target"],
+        group_ids=["symbol"],
+        max_encoder_length=encoder,
+        min_encoder_length=encoder,
+        max_prediction_length=1,
+        static_categoricals=["symbol", "period"],
+        time_varying_unknown_reals=names["past"],
+        time_varying_known_reals=names["known"],
+        categorical_encoders={name: NaNLabelEncoder(add_nan=True) for name in ("symbol", "period")},
+        target_normalizer=MultiNormalizer([TorchNormalizer(method="identity") for _ in names["target"]]),
+        scalers=dict.fromkeys((*names["past"], *names["known"])),
+    )
 
 
 def train(n: int, clock: str) -> float:
@@ -95,9 +132,10 @@ def main() -> None:
     """Answer JSON lines until the pipe is closed; what the peer prints does not go into the answers."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    functions = {"load": load, "train": train, "infer": infer, "load_table": load_table, "build": build, "batches": batches}
     for line in sys.stdin:
         call = json.loads(line)
-        answers.write(json.dumps({"load": load, "train": train, "infer": infer}[call.pop("do")](**call)) + "\n")
+        answers.write(json.dumps(functions[call.pop("do")](**call)) + "\n")
         answers.flush()
 
 

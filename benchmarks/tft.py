@@ -1,7 +1,8 @@
 """Training and inference of the Temporal Fusion Transformer against pytorch-forecasting: same rows, same sizes, interleaved.
 
 --peer names the python of an environment that has pytorch-forecasting (`pip install pytorch-forecasting`; it needs nothing of ours). Both
-sides take batches that lie ready, so that no loader is measured. Theirs: forward, loss, backward, clipping, Adam. Ours: the loop's Stepper.
+sides train on batches that lie ready; the loader, and the way from a table to a data set, are measured by
+themselves. Theirs: forward, loss, backward, clipping, Adam. Ours: the loop's Stepper.
 "Shared rows": the same number of windows, in blocks of consecutive ones, each distinct row selected once (exact).
 """
 
@@ -29,6 +30,7 @@ from tft.task import TftTask
 
 from .common import ROOT, Report, Row, begin, clock_argument, end, interleaved, parser_for, spread, timed
 from .peer import Peer
+from .tft_rows import measure_rows
 
 NAME = "tft"
 HEADS, TARGETS, KNOWN, SERIES, ENCODER = 4, 11, 4, 4, 96
@@ -51,7 +53,9 @@ class PeerPython(Peer):
 def main(argv: Sequence[str] | None = None) -> Report:
     """Parse, measure each hidden size, report."""
     parser = parser_for(NAME, __doc__)
-    parser.add_argument("--hidden", type=int, nargs="+", default=[16, 64], help="hidden sizes (default: 16 64)")
+    parser.add_argument(
+        "--hidden", type=int, nargs="*", default=[16, 64], help="hidden sizes; none: loader and build alone (default: 16 64)"
+    )
     parser.add_argument(
         "--continuous", type=int, default=8, help="width of a real variable's vector on both sides, 0 = hidden (default: 8, the peer's)"
     )
@@ -61,6 +65,10 @@ def main(argv: Sequence[str] | None = None) -> Report:
     parser.add_argument("--rounds", type=int, default=5, help="rounds of the interleaved timing (default: 5)")
     parser.add_argument("--steps", type=int, default=3, help="steps per side and round (default: 3)")
     parser.add_argument("--dropout", type=float, default=0.1, help="of both sides (default: 0.1)")
+    parser.add_argument(
+        "--rows", type=int, default=300_000, help="rows of the table that is built and loaded, 0 = leave out (default: 300000)"
+    )
+    parser.add_argument("--row-features", type=int, default=100, help="its features (default: 100)")
     clock_argument(parser)
     args, report = begin(NAME, parser, argv)
     rows = _rows(args)
@@ -68,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> Report:
         np.savez(Path(folder) / "rows.npz", **rows)
         for hidden in args.hidden:
             _measure(args, report, rows, hidden, Path(folder) / "rows.npz")
+        if args.rows:
+            measure_rows(args, report, Path(folder), args.peer and (lambda: PeerPython(args.peer, "peer_tft")), ENCODER)
     return end(report, args)
 
 

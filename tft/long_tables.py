@@ -121,8 +121,8 @@ def table_to_panel(
     order, series, times = _order(frame, source)
     names = [str(name) for name in frame.columns if name not in _HEAD and not str(name).startswith("target_")]
     targets = [str(name) for name in frame.columns if str(name).startswith("target_")]
-    features = _numbers(frame, names, source)
-    _refuse_nan(features, names, frame, source)
+    features = _numbers(frame, names, source, order)
+    _refuse_nan(features, names, order, source)
     codes = series.codes[order]
     offsets = np.append(np.flatnonzero(np.diff(codes, prepend=-1)), len(codes))
     breaks = np.empty(0, np.int64)
@@ -131,14 +131,14 @@ def table_to_panel(
         breaks = np.setdiff1d(changed, offsets)
     wall = parse_times(frame["datetime"], source=source).wall if "datetime" in frame.columns else times.wall
     return Panel.build(
-        features=features[order],
+        features=features,
         stamps=stamp_features(wall[order]),
         times=times.times[order],
         offsets=offsets,
         breaks=breaks,
         series=_infos(series, times.times[order], offsets, frame),
         columns=[Column(name, kinds.get(name, "past")) for name in names],
-        targets=_numbers(frame, targets, source)[order] if targets else None,
+        targets=_numbers(frame, targets, source, order) if targets else None,
         target_names=targets,
         stamp=stamp,
         timezone=timezone or times.zone,
@@ -168,21 +168,26 @@ def _infos(series: pd.Categorical, times: np.ndarray, offsets: np.ndarray, frame
     return infos
 
 
-def _numbers(frame: pd.DataFrame, names: list[str], source: str) -> np.ndarray:
+def _numbers(frame: pd.DataFrame, names: list[str], source: str, order: np.ndarray) -> np.ndarray:
+    """[n, len(names)] float32: columns, their rows put in order [n] on the way, so that nothing is held twice."""
     out = np.empty((len(frame), len(names)), np.float32)
+    sorted_already = bool((np.diff(order) == 1).all())
     for k, name in enumerate(names):
         try:
-            out[:, k] = pd.to_numeric(frame[name]).to_numpy(np.float32, na_value=np.nan)
+            values = pd.to_numeric(frame[name]).to_numpy(np.float32, na_value=np.nan)
         except (ValueError, TypeError) as error:
             what = f"holds something that is not a number ({error})"
             raise InputError(f"{source}: column {name!r} {what}; take it out or encode it") from error
+        out[:, k] = values if sorted_already else values[order]
     return out
 
 
-def _refuse_nan(features: np.ndarray, names: list[str], frame: pd.DataFrame, source: str) -> None:
+def _refuse_nan(features: np.ndarray, names: list[str], order: np.ndarray, source: str) -> None:
+    if not len(names) or np.isfinite(features.sum(dtype=np.float64)):  # one pass; NaN and inf survive a sum
+        return
     told = []
     for k in np.flatnonzero(~np.isfinite(features).all(axis=0))[: 2 * _NAMED]:
-        rows = np.flatnonzero(~np.isfinite(features[:, k]))
+        rows = np.sort(order[~np.isfinite(features[:, k])])
         told.append(f"{names[k]}: {len(rows):,} rows, first {', '.join(str(row + 1) for row in rows[:3])} (rows count from 1)")
     if told:
         raise InputError(f"{source}: features without a number; drop those rows or columns:\n  " + "\n  ".join(told))

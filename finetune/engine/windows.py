@@ -129,7 +129,7 @@ class Windows:
         `loc`, `scale` [B, 1, F] so that x * scale + loc gives the raw values back (where nothing was clipped)."""
         store = self.store
         rows = torch.from_numpy(self.start_rows(index)).to(store.features.device)
-        batch = {"x": _cut(store.features, rows, self.length), "stamps": _cut(store.stamps, rows, self.length)}
+        batch = {"x": cut_rows(store.features, rows, self.length), "stamps": cut_rows(store.stamps, rows, self.length)}
         if self.normalise == "lookback":
             batch["loc"], batch["scale"] = zscore_lookback_(batch["x"], self.lookback, self.clip)
         if self.augment is not None:
@@ -139,7 +139,7 @@ class Windows:
 
     def stamps(self, index: np.ndarray) -> torch.Tensor:
         """Only the time features of a batch: [B, T, 5] uint8."""
-        return _cut(self.store.stamps, torch.from_numpy(self.start_rows(index)).to(self.store.stamps.device), self.length)
+        return cut_rows(self.store.stamps, torch.from_numpy(self.start_rows(index)).to(self.store.stamps.device), self.length)
 
     def describe(self, index: np.ndarray) -> list[str]:
         """Symbol and time span of each window, for messages."""
@@ -211,7 +211,7 @@ def _digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def _cut(rows: torch.Tensor, starts: torch.Tensor, length: int) -> torch.Tensor:
+def cut_rows(rows: torch.Tensor, starts: torch.Tensor, length: int) -> torch.Tensor:
     """Copy `length` consecutive rows from each start: one memory copy per window, through an overlapping view.
 
     rows [N, C], starts [B] → [B, length, C]
