@@ -1,0 +1,1 @@
+"""Federated fine-tuning with Flower: `Update` is in federated/update.py."""

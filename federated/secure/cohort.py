@@ -1,0 +1,200 @@
+"""The server's side of the protocol, numbers and bytes only.
+
+`Cohort.run(ask)` asks the clients stage by stage through whatever carries messages and gives the unmasked sum. A client that does not
+answer, answers nonsense or refuses is lost from then on: from setup the graph of neighbours is drawn among those who are left, after
+share_keys masks are shared only with those whose shares arrived, so that a client lost early costs nothing later.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from . import keys, shamir
+from .errors import KINDS, RANGE_KINDS, Refused, SecureAggregationHalted
+from .masks import add_stream
+from .member import WORDS, self_mask_key, sign_between
+from .settings import SecureSettings
+from .terms import MASKED_INPUT, SETUP, SHARE_KEYS, STAGES, UNMASK, Terms
+
+Requests = dict[int, dict[str, Any]]  # by client
+Ask = Callable[[str, Requests], Requests]  # stage, requests -> replies of those who answered
+log = logging.getLogger(__name__)
+
+
+class Cohort:
+    """The clients of one round as the server sees them.
+
+    nodes: ids of those asked. length: words of a vector for a number of metrics. After `run`: lost (stage -> ids), refused (id -> why),
+    survivors (ids whose vectors are in the sum), metrics (names).
+    """
+
+    def __init__(self, settings: SecureSettings, nodes: Collection[int], terms: Terms, length: Callable[[int], int]):
+        self.settings, self.terms, self.length = settings, terms, length
+        self.asked = sorted(nodes)
+        self.quorum = settings.quorum(len(self.asked))
+        self.binding = keys.Binding(terms.run, terms.round)
+        self.left = list(self.asked)
+        self.lost: dict[str, list[int]] = {stage: [] for stage in STAGES}
+        self.refused: dict[int, str] = {}
+        self.reasons: set[str] = set()
+        self.survivors: list[int] = []
+        self.metrics: list[str] = []
+
+    def run(self, ask: Ask) -> np.ndarray:
+        """The four stages. Returns the sum of the survivors' vectors, [words] uint32. Raises SecureAggregationHalted."""
+        self.public = self._stage(ask, SETUP, {node: self.terms.told() for node in self.left}, _check_keys)
+        self.neighbours = draw_neighbours(self.left, self.settings.neighbours)
+        sealed = self._stage(ask, SHARE_KEYS, {node: self._listed(node) for node in self.left}, self._check_sealed)
+        self.sharing = {node: self.neighbours[node] & set(self.left) for node in self.left}  # who shares masks with whom
+        vectors = self._stage(ask, MASKED_INPUT, {node: self._forwarded(node, sealed) for node in self.left}, self._check_vector)
+        self._same_metrics(vectors)
+        self._can_unmask()
+        self.survivors = list(self.left)
+        total = np.zeros(self.length(len(self.metrics)), np.uint32)
+        for node in self.survivors:
+            total += vectors.pop(node)[WORDS]
+        shares = self._stage(ask, UNMASK, {node: self._unmasking(node) for node in self.left}, self._check_shares)
+        self._unmask(total, shares)
+        return total
+
+    def _stage(self, ask: Ask, stage: str, requests: Requests, check: Callable[[int, dict[str, Any]], None]) -> Requests:
+        """Ask everyone who is left, keep the sound replies; those without one are lost. Raises when fewer than the quorum are left."""
+        place = {"stage": stage, "run": self.terms.run, "round": self.terms.round}
+        replies = ask(stage, {node: {**request, **place} for node, request in requests.items()})
+        sound = {}
+        for node in requests:
+            try:
+                if node not in replies:
+                    raise ValueError("no answer")
+                if "refused" in replies[node]:
+                    raise ValueError(KINDS.get(str(replies[node]["refused"]), "it refused"))
+                check(node, replies[node])
+                sound[node] = replies[node]
+            except (ValueError, KeyError, TypeError) as error:
+                self._lose(stage, node, str(error))
+                if str(replies.get(node, {}).get("refused")) in RANGE_KINDS:
+                    self.refused[node] = str(error)
+        if len(self.refused) > self.settings.max_refused * len(self.asked):
+            why = "; ".join(sorted(set(self.refused.values())))
+            raise SecureAggregationHalted(stage, self.left, self.quorum, f"clients {sorted(self.refused)} refused to be clipped: {why}")
+        self._need_quorum(stage)
+        return sound
+
+    def _lose(self, stage: str, node: int, why: str) -> None:
+        log.warning("secure aggregation: client %d is lost in stage %s: %s", node, stage, why)
+        self.reasons.add(why)
+        self.left.remove(node)
+        self.lost[stage].append(node)
+
+    def _need_quorum(self, stage: str) -> None:
+        if len(self.left) < self.quorum:
+            gone = ", ".join(f"{where}: {nodes}" for where, nodes in self.lost.items() if nodes)
+            why = f"too few of {len(self.asked)} clients are left; lost in {gone} ({'; '.join(sorted(self.reasons))})"
+            raise SecureAggregationHalted(stage, self.left, self.quorum, why)
+
+    def _holders(self, node: int, among: Collection[int]) -> set[int]:
+        return (self.neighbours[node] | {node}) & set(among)
+
+    def _listed(self, node: int) -> dict[str, Any]:
+        nodes = sorted(self._holders(node, self.left))
+        return {"nodes": nodes, **{name: [self.public[peer][key] for peer in nodes] for name, key in _KEYS.items()}}
+
+    def _check_sealed(self, node: int, reply: dict[str, Any]) -> None:
+        if sorted(reply["nodes"]) != sorted(self.neighbours[node]) or len(reply["sealed"]) != len(reply["nodes"]):
+            raise ValueError("it did not share its secrets with each neighbour")
+
+    def _forwarded(self, node: int, sealed: Requests) -> dict[str, Any]:
+        sources = sorted(self.sharing[node])
+        return {"nodes": sources, "sealed": [sealed[source]["sealed"][sealed[source]["nodes"].index(node)] for source in sources]}
+
+    def _check_vector(self, node: int, reply: dict[str, Any]) -> None:
+        words, names = reply[WORDS], reply["metrics"]
+        if words.dtype != np.uint32 or words.shape != (self.length(len(names)),) or names != sorted(set(names)):
+            raise ValueError(f"a vector of {words.shape} {words.dtype} for {len(names)} metrics does not fit the model that was sent")
+
+    def _same_metrics(self, vectors: Requests) -> None:
+        """Vectors with other metrics than most cannot be added: their clients are lost too, and their masks taken out like the rest."""
+        common = Counter(tuple(vectors[node]["metrics"]) for node in self.left).most_common(1)[0][0]
+        for node in [node for node in self.left if tuple(vectors[node]["metrics"]) != common]:
+            self._lose(MASKED_INPUT, node, f"its metrics are {vectors[node]['metrics']}, most have {list(common)}")
+        self.metrics = list(common)
+        self._need_quorum(MASKED_INPUT)
+
+    def _can_unmask(self) -> None:
+        """With sparse neighbours a quorum may be left and yet secrets not open, or survivors share no masks with the others."""
+        for node in self.sharing:
+            if len(self._holders(node, self.left)) < self.terms.threshold:
+                raise SecureAggregationHalted(MASKED_INPUT, self.left, self.quorum, f"too few neighbours of client {node} are left")
+        if not connected(self.left, self.sharing):
+            raise SecureAggregationHalted(MASKED_INPUT, self.left, self.quorum, "survivors fell apart into groups, whose sums would show")
+
+    def _unmasking(self, node: int) -> dict[str, Any]:
+        cohort, alive = self.sharing[node] | {node}, set(self.left)
+        return {"alive": sorted(cohort & alive), "dropped": sorted(cohort - alive)}
+
+    def _check_shares(self, node: int, reply: dict[str, Any]) -> None:
+        right = all(isinstance(share, bytes) and len(share) == shamir.SHARE_BYTES for share in reply["shares"])
+        if not right or set(reply["nodes"]) != self.sharing[node] | {node} or len(reply["shares"]) != len(reply["nodes"]):
+            raise ValueError("its shares are not those asked for")
+
+    def _unmask(self, total: np.ndarray, replies: Requests) -> None:
+        """Take the survivors' self-masks and the lost clients' shared masks out of `total`, in place."""
+        shares: dict[int, list[bytes]] = {node: [] for node in self.sharing}
+        for reply in replies.values():
+            for owner, share in zip(reply["nodes"], reply["shares"], strict=True):
+                shares[owner].append(share)
+        for node in self.sharing:
+            secret = self._open(node, shares[node])
+            if node in self.survivors:
+                add_stream(total, self_mask_key(self.binding, secret), -1)
+                continue
+            if keys.public_of(secret) != self.public[node]["mask_key"]:
+                raise SecureAggregationHalted(
+                    UNMASK, self.left, self.quorum, f"the shares of lost client {node} open another key than its own"
+                )
+            for peer in self.sharing[node] & set(self.survivors):
+                key = keys.mask_key(self.binding, secret, self.public[peer]["mask_key"])
+                add_stream(total, key, -sign_between(peer, node))
+
+    def _open(self, node: int, shares: list[bytes]) -> bytes:
+        try:
+            return shamir.combine(shares, self.terms.threshold)
+        except ValueError as error:
+            raise SecureAggregationHalted(UNMASK, self.left, self.quorum, f"secrets of client {node} do not open: {error}") from error
+
+
+_KEYS = {"cipher_keys": "cipher_key", "mask_keys": "mask_key"}
+
+
+def _check_keys(node: int, reply: dict[str, Any]) -> None:
+    try:
+        for name in _KEYS.values():
+            keys.agree(keys.new_private(), reply[name])
+    except Refused as error:
+        raise ValueError(error.detail) from error
+
+
+def draw_neighbours(nodes: Collection[int], degree: int | None) -> dict[int, set[int]]:
+    """Who shares masks with whom: everybody, or the degree/2 next on both sides of a ring in random order (Bell et al., section 3)."""
+    ring = sorted(nodes)
+    if degree is None or degree >= len(ring) - 1:
+        return {node: set(ring) - {node} for node in ring}
+    random.SystemRandom().shuffle(ring)  # colluding clients must not know beforehand who sits beside whom
+    offsets = [offset for offset in range(-(degree // 2), degree // 2 + 1) if offset]
+    return {node: {ring[(i + offset) % len(ring)] for offset in offsets} for i, node in enumerate(ring)}
+
+
+def connected(nodes: Collection[int], neighbours: Mapping[int, Collection[int]]) -> bool:
+    """Whether every one of `nodes` reaches every other over neighbours among them."""
+    left, reached = set(nodes), set()
+    edge = {min(left)}
+    while edge:
+        reached |= edge
+        edge = {peer for node in edge for peer in neighbours[node] if peer in left} - reached
+    return reached == left

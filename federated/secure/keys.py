@@ -1,0 +1,80 @@
+"""Keys of one round: X25519 (RFC 7748) between two clients, HKDF-SHA256 (RFC 5869) bound to run and round, ChaCha20-Poly1305 (RFC 8439)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from .errors import Refused
+
+KEY_BYTES = 32
+NONCE_BYTES = 12
+LABEL = b"kronos secure aggregation 1 "
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What every derived key depends on besides its secret: a key of another run or round is another key."""
+
+    run: int
+    round: int
+
+    def derive(self, secret: bytes, purpose: str, *parts: bytes) -> bytes:
+        """32 bytes for one purpose; `parts` say between whom."""
+        told = b"".join(len(part).to_bytes(4, "big") + part for part in (purpose.encode(), _number(self.run), _number(self.round), *parts))
+        return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=LABEL + told).derive(secret)
+
+
+def new_private() -> bytes:
+    """A fresh private key, 32 bytes."""
+    return X25519PrivateKey.generate().private_bytes_raw()
+
+
+def public_of(private: bytes) -> bytes:
+    """The public key of a private one, 32 bytes."""
+    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def agree(private: bytes, public: bytes) -> bytes:
+    """The secret that both sides compute. Raises Refused for a public key that is none, or that makes every secret zero."""
+    try:
+        return X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
+    except ValueError as error:
+        raise Refused("protocol", f"the public key {public.hex()} is not one") from error
+
+
+def mask_key(binding: Binding, private: bytes, public: bytes) -> bytes:
+    """The key of the mask shared with the owner of `public`: the same from either side."""
+    pair = sorted((public_of(private), public))
+    return binding.derive(agree(private, public), "pairwise mask", *pair)
+
+
+def seal(binding: Binding, private: bytes, public: bytes, source: int, target: int, plain: bytes) -> bytes:
+    """`plain` for the owner of `public` only, bound to round, sender and receiver: nonce, ciphertext and tag."""
+    nonce = os.urandom(NONCE_BYTES)
+    key, context = _channel(binding, private, public, source, target)
+    return nonce + ChaCha20Poly1305(key).encrypt(nonce, plain, context)
+
+
+def unseal(binding: Binding, private: bytes, public: bytes, source: int, target: int, sealed: bytes) -> bytes:
+    """What `seal` was given. Raises Refused if anything about it was changed."""
+    key, context = _channel(binding, private, public, source, target)
+    try:
+        return ChaCha20Poly1305(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], context)
+    except (InvalidTag, ValueError) as error:
+        raise Refused("protocol", f"the shares of client {source} do not open") from error
+
+
+def _channel(binding: Binding, private: bytes, public: bytes, source: int, target: int) -> tuple[bytes, bytes]:
+    direction = _number(source) + _number(target)
+    return binding.derive(agree(private, public), "sealed shares", direction), LABEL + direction
+
+
+def _number(value: int) -> bytes:
+    return int(value).to_bytes(16, "big", signed=True)

@@ -1,0 +1,189 @@
+"""The client's side of the protocol, numbers and bytes only: `respond` takes what was kept and what was asked, and gives both anew.
+
+A member goes through the stages once and in order. Whatever it refuses, or after it has unmasked, it keeps nothing: a second request,
+however worded, finds no secrets to answer with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from . import keys, shamir
+from .errors import Refused
+from .masks import add_stream
+from .terms import MASKED_INPUT, SETUP, SHARE_KEYS, STAGES, UNMASK, Terms
+
+WORDS = "words"  # key of a reply's masked vector
+Produce = Callable[[Terms], tuple[np.ndarray, list[str]]]  # the vector in clear [words] uint32, and the metrics' names
+
+
+def respond(kept: bytes, node: int, told: Mapping[str, Any], produce: Produce) -> tuple[bytes, dict[str, Any]]:
+    """Answer one request.
+
+    kept: what the last call returned (b"" at first). node: this client's id. told: the request. produce: called once a round, in
+    masked_input, after the other clients' shares were checked. Returns what to keep and the reply. Raises Refused; keep nothing then.
+    """
+    stage = told.get("stage")
+    if stage == SETUP:  # always a new round: secrets of an unfinished one are gone
+        member = Member.join(node, Terms.heard(told))
+        return member.to_bytes(), member.public_keys()
+    if not kept:
+        raise Refused("protocol", f"asked for {stage!r}, and no round is open")
+    member = Member.from_bytes(kept)
+    member.enter(stage, told)
+    if stage == SHARE_KEYS:
+        reply = member.share_keys(told)
+    elif stage == MASKED_INPUT:
+        member.receive_shares(told)
+        words, names = produce(member.terms)
+        reply = {WORDS: member.mask(words), "metrics": names}
+    else:
+        return b"", member.unmask(told)
+    return member.to_bytes(), reply
+
+
+@dataclass
+class Member:
+    """One client in one round.
+
+    cipher_private, mask_private, seed: its secrets, 32 bytes each. peers: neighbour -> (cipher key, mask key), public. seed_shares,
+    key_shares: owner -> share held here, its own included. cohort: those whose shares arrived, itself included: masks are shared with them.
+    """
+
+    node: int
+    terms: Terms
+    stage: str
+    cipher_private: bytes
+    mask_private: bytes
+    seed: bytes
+    peers: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
+    seed_shares: dict[int, bytes] = field(default_factory=dict)
+    key_shares: dict[int, bytes] = field(default_factory=dict)
+    cohort: list[int] = field(default_factory=list)
+
+    @classmethod
+    def join(cls, node: int, terms: Terms) -> Member:
+        """A member with fresh secrets."""
+        return cls(node, terms, SETUP, keys.new_private(), keys.new_private(), keys.new_private())
+
+    @property
+    def binding(self) -> keys.Binding:
+        """What the round's keys are bound to."""
+        return keys.Binding(self.terms.run, self.terms.round)
+
+    def public_keys(self) -> dict[str, Any]:
+        """Reply of setup."""
+        return {"cipher_key": keys.public_of(self.cipher_private), "mask_key": keys.public_of(self.mask_private)}
+
+    def enter(self, stage: Any, told: Mapping[str, Any]) -> None:
+        """Go on to the next stage. Raises Refused for any other stage, run or round than the one that is due."""
+        due = STAGES[STAGES.index(self.stage) + 1] if self.stage != UNMASK else None
+        if stage != due or (told.get("run"), told.get("round")) != (self.terms.run, self.terms.round):
+            asked = f"{stage!r} of run {told.get('run')}, round {told.get('round')}"
+            raise Refused("protocol", f"asked for {asked}; due is {due!r} of run {self.terms.run}, round {self.terms.round}")
+        self.stage = stage
+
+    def share_keys(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        """Check the list of public keys, split both secrets among those on it, and seal each one's shares for it."""
+        nodes, threshold = _nodes(told, "nodes"), self.terms.threshold
+        pairs = list(zip(_bytes(told, "cipher_keys", nodes), _bytes(told, "mask_keys", nodes), strict=True))
+        every = [key for pair in pairs for key in pair]
+        if len(set(every)) != len(every) or any(len(key) != keys.KEY_BYTES for key in every):
+            raise Refused("protocol", "the list of public keys holds one twice, or one of another length")
+        listed = dict(zip(nodes, pairs, strict=True))
+        if listed.get(self.node) != tuple(self.public_keys().values()):
+            raise Refused("protocol", "the list of public keys lacks this client's, or has others under its id")
+        if not threshold <= len(nodes) <= self.terms.clients or 2 * threshold <= len(nodes):
+            raise Refused("protocol", f"{threshold} of {len(nodes)} share holders: too few, or two groups could each open a secret")
+        shares = list(
+            zip(shamir.split(self.seed, threshold, len(nodes)), shamir.split(self.mask_private, threshold, len(nodes)), strict=True)
+        )
+        self.seed_shares[self.node], self.key_shares[self.node] = shares[nodes.index(self.node)]
+        self.peers = {node: pair for node, pair in listed.items() if node != self.node}
+        sealed = {
+            node: keys.seal(self.binding, self.cipher_private, self.peers[node][0], self.node, node, b"".join(pair))
+            for node, pair in zip(nodes, shares, strict=True)
+            if node != self.node
+        }
+        return {"nodes": list(sealed), "sealed": list(sealed.values())}
+
+    def receive_shares(self, told: Mapping[str, Any]) -> None:
+        """Open the neighbours' shares. Who sent some is in the cohort; who did not is out of the round."""
+        sources = _nodes(told, "nodes")
+        if not set(sources) <= set(self.peers):
+            raise Refused("protocol", f"shares of clients whose keys were not listed: {sorted(set(sources) - set(self.peers))}")
+        for source, sealed in zip(sources, _bytes(told, "sealed", sources), strict=True):
+            plain = keys.unseal(self.binding, self.cipher_private, self.peers[source][0], source, self.node, sealed)
+            if len(plain) != 2 * shamir.SHARE_BYTES:
+                raise Refused("protocol", f"the shares of client {source} have {len(plain)} bytes")
+            self.seed_shares[source], self.key_shares[source] = plain[: shamir.SHARE_BYTES], plain[shamir.SHARE_BYTES :]
+        self.cohort = sorted([*sources, self.node])
+        if len(self.cohort) < self.terms.threshold:
+            raise Refused("protocol", f"{len(self.cohort)} clients are left, fewer than the threshold of {self.terms.threshold}")
+
+    def mask(self, words: np.ndarray) -> np.ndarray:
+        """`words` [N] uint32 under the self-mask and the masks shared with the cohort; changes and returns the array."""
+        add_stream(words, self_mask_key(self.binding, self.seed), 1)
+        for peer in self.cohort:
+            if peer != self.node:
+                key = keys.mask_key(self.binding, self.mask_private, self.peers[peer][1])
+                add_stream(words, key, sign_between(self.node, peer))
+        return words
+
+    def unmask(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        """For each of the cohort one share: of the seed if it sent its vector, of the masks' key if it did not. Never both."""
+        alive, dropped = _nodes(told, "alive"), _nodes(told, "dropped")
+        both = sorted(set(alive) & set(dropped))
+        if both:
+            raise Refused("protocol", f"both kinds of share asked for clients {both}")
+        if sorted(alive + dropped) != self.cohort or self.node not in alive:
+            raise Refused("protocol", f"the clients of this round are {self.cohort}; asked for {sorted(alive)} and {sorted(dropped)}")
+        if len(alive) < self.terms.threshold:
+            raise Refused("protocol", f"{len(alive)} clients are left, fewer than the threshold of {self.terms.threshold}")
+        shares = [self.seed_shares[node] for node in alive] + [self.key_shares[node] for node in dropped]
+        return {"nodes": alive + dropped, "shares": shares}
+
+    def to_bytes(self) -> bytes:
+        """Everything, for the client's own context."""
+        return json.dumps(asdict(self), default=lambda value: value.hex()).encode()
+
+    @classmethod
+    def from_bytes(cls, kept: bytes) -> Member:
+        """What `to_bytes` gave."""
+        plain = json.loads(kept)
+        plain["terms"] = Terms(**plain["terms"])
+        for name in ("cipher_private", "mask_private", "seed"):
+            plain[name] = bytes.fromhex(plain[name])
+        for name in ("seed_shares", "key_shares"):
+            plain[name] = {int(node): bytes.fromhex(share) for node, share in plain[name].items()}
+        plain["peers"] = {int(node): tuple(bytes.fromhex(key) for key in pair) for node, pair in plain["peers"].items()}
+        return cls(**plain)
+
+
+def self_mask_key(binding: keys.Binding, seed: bytes) -> bytes:
+    """Key of the mask that a client takes off only through its neighbours' shares."""
+    return binding.derive(seed, "self-mask")
+
+
+def sign_between(node: int, peer: int) -> int:
+    """Of the two who share a mask one adds it and the other subtracts it."""
+    return 1 if node < peer else -1
+
+
+def _nodes(told: Mapping[str, Any], name: str) -> list[int]:
+    nodes = told.get(name)
+    if not isinstance(nodes, list) or not all(isinstance(node, int) for node in nodes) or len(set(nodes)) != len(nodes):
+        raise Refused("protocol", f"{name} is not a list of different clients")
+    return nodes
+
+
+def _bytes(told: Mapping[str, Any], name: str, nodes: list[int]) -> list[bytes]:
+    values = told.get(name)
+    if not isinstance(values, list) or len(values) != len(nodes) or not all(isinstance(value, bytes) for value in values):
+        raise Refused("protocol", f"{name} is not one value for each of {len(nodes)} clients")
+    return values

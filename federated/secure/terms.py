@@ -1,0 +1,61 @@
+"""The terms of one round, as the server tells them and each client checks them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from .encoding import Scale
+from .errors import Refused
+from .settings import MIN_CLIENTS
+
+SETUP, SHARE_KEYS, MASKED_INPUT, UNMASK = STAGES = ("setup", "share_keys", "masked_input", "unmask")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """run, round: what the masks are bound to. clients: how many were asked. threshold: shares that open a secret.
+
+    clip, max_weight (0: equal weights), max_clipped: see SecureSettings. seed: of the rounding, which hides nothing and may be known.
+    """
+
+    run: int
+    round: int
+    clients: int
+    threshold: int
+    clip: float
+    max_weight: int
+    max_clipped: float
+    seed: int
+
+    def told(self) -> dict[str, Any]:
+        """As fields of a request."""
+        return asdict(self)
+
+    @classmethod
+    def heard(cls, told: Mapping[str, Any]) -> Terms:
+        """The terms in a request. Raises Refused if a client may not agree to them."""
+        try:
+            terms = cls(**{f.name: told[f.name] for f in fields(cls)})
+            numbers = all(isinstance(getattr(terms, f.name), int | float) for f in fields(cls))
+        except KeyError as error:
+            raise Refused("protocol", f"the round's terms lack {error}") from error
+        holds = (
+            numbers
+            and terms.clients >= MIN_CLIENTS
+            and 2 <= terms.threshold <= terms.clients
+            and 0 < terms.clip < math.inf
+            and terms.max_weight >= 0
+            and 0 <= terms.max_clipped < 1
+            and min(terms.run, terms.round, terms.seed) >= 0
+        )
+        if not holds:
+            raise Refused("protocol", f"terms nobody may agree to: {terms}")
+        return terms
+
+    @property
+    def scale(self) -> Scale:
+        """How this round's numbers become words."""
+        return Scale(self.clip, self.clients, self.max_weight)
