@@ -13,9 +13,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from finetune.engine.task import Outcome, Task
+from finetune.engine.tracking import Run
 from kronos.errors import InputError
 from kronos.weights import WEIGHTS_FILE, load_module, save_module
 
+from .confusion import draw_confusion
 from .losses import TargetLoss, TargetLosses, plain_losses, read_stages, read_targets
 from .metrics import Composite, TargetMetrics
 from .model import TemporalFusionTransformer, TftSizes
@@ -74,6 +76,12 @@ class TftTask(Task):
         """A fresh collection, also kept as `last_metrics`: its `confusion` outlives the validation."""
         self.last_metrics = TargetMetrics(self.losses.losses, self.periods, self.composite, self.say)
         return self.last_metrics
+
+    def report(self, run: Run, step: int) -> None:
+        """The last validation's confusion matrices, as a picture."""
+        found = self.last_metrics.confusion if self.last_metrics else {}
+        if whole := {name: counts for name, counts in found.items() if "@" not in name}:
+            run.picture("val/confusion", draw_confusion(whole), step)
 
     def on_epoch(self, epoch: int) -> None:
         self.losses.on_epoch(epoch)

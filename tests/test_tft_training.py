@@ -1,0 +1,333 @@
+"""Training of the Temporal Fusion Transformer through the project's loop: run folders, resume, warm start, stages, bad input."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tft_data
+import tiny
+import torch
+from ranks import TESTS, environment
+from safetensors.torch import load_file
+
+from finetune.engine.config import load_config
+from finetune.engine.errors import Interrupted
+from finetune.engine.trainer import fit
+from finetune.engine.yaml_text import to_yaml
+from kronos.errors import InputError, MissingFileError
+from tft.config import TftConfig
+from tft.run_folder import find_run, find_weights
+from tft.task import load_task, warm_start
+from tft.train_run import train
+from tft.training import load_run, prepare
+
+
+def load(path, *overrides):
+    return load_config(TftConfig, path, overrides, {})
+
+
+def begin(folder, *overrides, stop=None, resume="", warm="", script="train_multi_tft", **changes):
+    """Train by a configuration in `folder`, as the command does; returns the run folder."""
+    return train(load(tft_data.write_config(folder, **changes), *overrides), script, resume=resume, warm=warm, stop=stop)
+
+
+def lines(run, split="val"):
+    return [line for text in (run / "metrics.jsonl").read_text().splitlines() if (line := json.loads(text))["split"] == split]
+
+
+def last_weights(run):
+    return load_file(find_weights(str(run / "checkpoints" / "last"), "") / "model.safetensors")
+
+
+def refused(folder, *overrides, match, **changes):
+    with pytest.raises(InputError, match=match) as error:
+        begin(folder, *overrides, **changes)
+    return str(error.value)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of 3 epochs that nothing disturbed."""
+    return begin(tmp_path_factory.mktemp("whole"), "max_epochs=3", "top_k=2")
+
+
+# ---- the run folder
+
+
+def test_a_run_folder_is_named_after_script_and_minute_and_holds_checkpoints_logs_and_configs(whole):
+    assert re.fullmatch(r"train_multi_tft-\d{8}_\d{4}(-\d+)?", whole.name)
+    names = {path.name for path in (whole / "checkpoints").iterdir()}
+    ranked = sorted((line["loss_for_ckpt"], line["epoch"] + 1) for line in lines(whole))
+    assert names == {"best", "last-00000003", *(f"best-epoch={epoch:02d}" for _, epoch in ranked[:2])}
+    assert (whole / "logs" / "tft.log").is_file() and (whole / "summary.json").is_file() and (whole / "curves.png").is_file()
+    assert load(whole / "configs" / "model_config.yaml").hidden_size == 8
+    assert json.loads((whole / "configs" / "data_manifest.json").read_text())["targets"]["target_up"]["horizon"] == {"1h": 3, "4h": 3}
+
+
+def test_two_runs_of_one_minute_have_folders_of_their_own(tmp_path):
+    runs = [begin(tmp_path, "max_epochs=1", "n_train_iter=16", "n_val_iter=16") for _ in range(2)]
+    assert runs[0] != runs[1]
+
+
+def test_training_learns_and_metrics_are_told_by_target_and_period(whole):
+    first, *_, last = lines(whole)
+    assert last["loss"] < first["loss"]
+    assert {"target_up_f1@1h", "target_up_auc@4h", "target_return_rmse", "target_return_mae@1h", "loss_for_ckpt"} <= last.keys()
+
+
+def test_confusion_matrices_go_to_tensorboard_each_epoch(whole):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(whole / "tensorboard"), size_guidance={"images": 0})
+    board.Reload()
+    assert [event.step for event in board.Images("val/confusion")] == [line["step"] for line in lines(whole)]
+
+
+def test_a_run_opens_again_and_its_best_weights_score_what_was_told(whole):
+    opened = load_run(whole)
+    outcome = fit_metrics(opened)
+    told = min(line["loss_for_ckpt"] for line in lines(whole))
+    assert outcome["loss_for_ckpt"] == pytest.approx(told, rel=1e-6)
+    assert opened.vocabulary.symbols == ("AAA", "BBB") and "target_return" in opened.scales.names
+
+
+def fit_metrics(prepared):
+    from finetune.engine.distributed import World
+
+    source, metrics = prepared.windows["val"], prepared.task.metrics()
+    with torch.no_grad():
+        batch = source.gather(np.arange(len(source)))
+        metrics.update(prepared.task.eval()(batch), batch)
+    return metrics.compute(World())
+
+
+def test_a_run_opened_over_other_data_keeps_its_codes_and_scales(whole, tmp_path):
+    other = tft_data.write_config(tmp_path, series=(("BBB", "1h"), ("CCC", "1h")))
+    opened = load_run(whole, load(other).data_path)
+    codes = opened.windows["val"].gather(np.arange(len(opened.windows["val"])))["static"]
+    assert sorted(set(codes[:, 0].tolist())) == [0, 2], "BBB has the run's code, CCC was never seen"
+    assert opened.scales.as_dict() == load_run(whole).scales.as_dict()
+
+
+def test_what_is_no_run_is_refused_by_name(tmp_path):
+    with pytest.raises(MissingFileError, match=r"is no run of train_multi_tft\.py"):
+        load_run(tmp_path)
+
+
+# ---- going on
+
+
+@pytest.mark.parametrize("looks", [3, 9, 20])
+def test_a_stopped_run_goes_on_to_the_same_bits_as_one_that_nothing_disturbed(tmp_path, whole, looks):
+    with pytest.raises(Interrupted, match=r"train_resume\.py --ckpt .*checkpoints/last"):
+        begin(tmp_path, "max_epochs=3", "top_k=2", stop=tiny.StopAfter(looks))
+    run = begin(tmp_path, "max_epochs=3", "top_k=2", resume=str(next((tmp_path / "runs").iterdir()) / "checkpoints" / "last"))
+    assert tiny.same(last_weights(run), last_weights(whole))
+    assert [line["loss"] for line in lines(run)] == [line["loss"] for line in lines(whole)]
+
+
+def test_shared_rows_dropout_and_learned_balance_resume_to_the_same_bits_too(tmp_path):
+    how = ["shared_rows=true", "block_length=4", "uncertainty_weights=true", "dropout=0.3", "schedule=cosine"]
+    undisturbed = begin(tmp_path / "a", *how) if (tmp_path / "a").mkdir() is None else None
+    (tmp_path / "b").mkdir()
+    with pytest.raises(Interrupted):
+        begin(tmp_path / "b", *how, stop=tiny.StopAfter(9))
+    assert tiny.same(last_weights(begin(tmp_path / "b", *how, resume="last")), last_weights(undisturbed))
+
+
+def test_last_last_ckpt_the_checkpoint_and_the_run_all_name_the_same_run(whole):
+    checkpoints = whole / "checkpoints"
+    for text in (
+        "last",
+        "last.ckpt",
+        str(checkpoints / "last"),
+        str(checkpoints / "last.ckpt"),
+        str(checkpoints / "last-00000003"),
+        str(whole),
+    ):
+        assert find_run(text, str(whole.parent)) == whole
+
+
+@pytest.mark.parametrize(
+    "ckpt, told", [("best", "holds weights only"), ("nowhere", "there is no such checkpoint"), ("best-epoch=99", "no such checkpoint")]
+)
+def test_going_on_from_what_cannot_be_gone_on_from_is_refused(whole, ckpt, told):
+    with pytest.raises(InputError, match=told):
+        find_run(str(whole / "checkpoints" / ckpt), "")
+
+
+def test_last_without_any_run_says_where_it_looked(tmp_path):
+    with pytest.raises(MissingFileError, match=r"no run below .*runs has a checkpoint"):
+        find_run("last", str(tmp_path / "runs"))
+
+
+@pytest.mark.parametrize(
+    "change, told", [("hidden_size=16", "sizes"), ("targets.target_return=MSE", "targets"), ("max_encoder_length=9", "lookback")]
+)
+def test_a_checkpoint_of_another_shape_is_refused_with_what_differs(tmp_path, change, told):
+    begin(tmp_path, "max_epochs=1")
+    assert told in refused(tmp_path, "max_epochs=1", change, resume="last", match="is of another run")
+
+
+# ---- weights of another run
+
+
+def test_warm_start_takes_weights_by_name_and_tells_what_it_took_and_left(tmp_path, whole, capsys):
+    targets = {"target_up": "WeightedBCE", "target_return": "quantile"}
+    run = begin(tmp_path, "max_epochs=1", warm=str(whole / "checkpoints" / "best"), targets=targets, script="warm_start_train")
+    told = json.loads((run / "summary.json").read_text())["warm_start"]
+    assert run.name.startswith("warm_start_train-")
+    assert "model.heads.target_up.weight" in told["loaded"] and "model.encoder.weight_ih_l0" in told["loaded"]
+    assert told["skipped"]["model.heads.target_return.weight"] == "(1, 8) in the checkpoint, (3, 8) here"
+    assert told["skipped"]["model.heads.target_rare.weight"] == "not part of this model"
+    log = (run / "logs" / "tft.log").read_text()
+    assert "skipped model.heads.target_return.weight" in log and "model.encoder.weight_ih_l0" in capsys.readouterr().out
+
+
+def test_warm_start_begins_with_the_very_weights_of_the_checkpoint(whole):
+    config = load(whole / "configs" / "model_config.yaml", "seed=5")
+    task = prepare(config, say=lambda _: None).task
+    warm_start(task, whole / "checkpoints" / "best")
+    assert tiny.same(tiny.weights(task), tiny.weights(load_task(whole / "checkpoints" / "best")))
+
+
+def test_warm_start_from_nothing_is_refused(tmp_path):
+    with pytest.raises(MissingFileError, match="there are no weights"):
+        begin(tmp_path, warm=str(tmp_path / "none"))
+
+
+# ---- weights by stage, scores, precision
+
+
+def test_weights_config_changes_the_losses_weights_when_its_epoch_comes(tmp_path):
+    stages = {
+        "stage_1": {"start_epoch": 0, "weights": {"target_up": 0.0}},
+        "stage_2": {"start_epoch": 1, "weights": {"target_return": 0.0}},
+    }
+    (tmp_path / "weights.yaml").write_text(to_yaml(stages))
+    prepared = prepare(load(tft_data.write_config(tmp_path, weights_config="weights.yaml")), say=lambda _: None)
+    seen = []
+    begins = prepared.task.on_epoch
+    prepared.task.on_epoch = lambda epoch: (begins(epoch), seen.append(list(prepared.task.losses.weights)))
+    fit(prepared.task, prepared.splits, prepared.settings())
+    assert seen == [[0.0, 1.0, 1.0], [1.0, 1.0, 0.0]]
+
+
+def test_the_composite_score_chooses_the_best_epoch_and_tells_once_what_it_lacks(tmp_path, capsys):
+    score = {"composite_score": {"val_target_up_auc": 1.0, "val_target_return_rmse": -0.5, "val_target_up_f1@1d": 1.0}}
+    (tmp_path / "score.yaml").write_text(to_yaml(score))
+    run = begin(tmp_path, "max_epochs=3", composite_score="score.yaml", monitor="val_composite_score", monitor_mode="max")
+    assert capsys.readouterr().out.count("composite_score: left out, because not measured: val_target_up_f1@1d") == 1
+    scores = [line["composite_score"] for line in lines(run)]
+    expected = [(line["target_up_auc"] - 0.5 * line["target_return_rmse"]) / 1.5 for line in lines(run)]
+    assert scores == pytest.approx(expected)
+    marker = json.loads((run / "checkpoints" / "best" / "complete.json").read_text())
+    assert marker["val_composite_score"] == max(scores)
+    assert (run / "configs" / "composite_score.yaml").is_file() and load_run(run).task.composite.weights
+
+
+def test_a_composite_score_of_which_nothing_is_measured_is_an_error(tmp_path):
+    (tmp_path / "score.yaml").write_text(to_yaml({"val_target_up_f1@1d": 1.0}))
+    refused(tmp_path, composite_score="score.yaml", monitor="val_composite_score", match="none of its metrics")
+
+
+def test_bf16_trains_to_finite_numbers_and_keeps_its_weights_in_float32(tmp_path):
+    run = begin(tmp_path, "precision=bf16-mixed", "max_epochs=1")
+    assert all(np.isfinite(line["loss"]) for line in lines(run))
+    assert all(value.dtype == torch.float32 for value in last_weights(run).values())
+
+
+def test_fp16_where_the_processor_has_no_lstm_for_it_is_refused_with_the_fix(tmp_path, monkeypatch):
+    def none(*_, **__):
+        raise RuntimeError("could not create a primitive descriptor")
+
+    monkeypatch.setattr(torch.nn.LSTM, "forward", none)
+    refused(tmp_path, "precision=16-mixed", match="precision: 16-mixed .* use bf16-mixed or 32")
+
+
+def test_focus_period_trains_and_judges_on_rows_of_that_period_alone(tmp_path):
+    prepared = prepare(load(tft_data.write_config(tmp_path), "focus_period=1h"), say=lambda _: None)
+    for name in ("train", "val"):
+        source = prepared.windows[name]
+        series = np.searchsorted(prepared.panel.offsets, source.rows(), side="right") - 1
+        assert {prepared.panel.series[s].period for s in series} == {"1h"}
+
+
+def test_early_stopping_ends_a_run_that_no_longer_improves(tmp_path):
+    run = begin(tmp_path, "max_epochs=30", "early_stop_patience=1", "early_stop_min_delta=10")
+    assert len(lines(run)) == 2
+
+
+def test_given_codes_and_positive_weights_are_used_as_they_are(tmp_path):
+    """A federated client whose own rows hold one class only, of one symbol, still has everybody's shapes and losses."""
+    everybody = prepare(load(tft_data.write_config(tmp_path)), say=lambda _: None)
+
+    def one_class(features, targets):
+        targets[:, 0] = np.where(np.isnan(targets[:, 0]), np.nan, 1)
+
+    panel, manifest = tft_data.make_panel(series=(("BBB", "1h"),), change=one_class)
+    positive = {"target_up": 2.5}
+    client = prepare(everybody.config, panel, manifest=manifest, vocabulary=everybody.vocabulary, positive=positive, say=lambda _: None)
+    assert client.task.losses.losses["target_up"].pos_weight == 2.5
+    assert {k: v.shape for k, v in client.task.state_dict().items()} == {k: v.shape for k, v in everybody.task.state_dict().items()}
+    assert set(client.windows["train"].gather(np.arange(4))["static"][:, 0].tolist()) == {2}
+
+
+# ---- bad input: one message
+
+
+def change_features(column, value):
+    return lambda features, targets: features.__setitem__((slice(None), column), value)
+
+
+BAD = {
+    "unknown target": (["targets.target_upp=MSE"], {}, "target_upp.*did you mean target_up"),
+    "unknown loss": (["targets.target_up=WeightedBSE"], {}, "unknown loss 'WeightedBSE'.*did you mean WeightedBCE"),
+    "negative class weight": (["targets.target_up={name: WeightedBCE, pos_weight: -1}"], {}, "pos_weight -1 is not possible"),
+    "negative weight": (["targets.target_up={name: WeightedBCE, weight: -1}"], {}, "weight -1 is not possible"),
+    "missing column": (["reals=[log_return_1, rsi_15]"], {}, "no column 'rsi_15'"),
+    "constant column": ([], {"change": change_features(1, 7.0)}, "rsi_14 = 7"),
+    "one class": ([], {"change": lambda f, t: t.__setitem__((slice(None), 0), 1.0)}, r"target_up: all [\d,]+ training labels are 1"),
+    "empty validation": (["val_ratio=0.001"], {}, "the val split has no window"),
+    "no validation": (["val_ratio=0"], {}, "val_ratio.*validation period is empty"),
+    "unknown monitor": (["monitor=val_target_up_f11"], {}, "did you mean val_target_up_f1"),
+    "wrong way": (["monitor=val_target_up_f1", "monitor_mode=min"], {}, "would keep the worst weights"),
+    "no score": (["monitor=val_composite_score"], {}, "composite_score names no file"),
+    "unknown period": (["focus_period=1w"], {}, "'1w' is not among the periods"),
+    "no data": (["data_path=/nowhere"], {}, "/nowhere"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_told_in_one_message_before_a_run_folder_is_made(tmp_path, name):
+    overrides, changes, told = BAD[name]
+    refused(tmp_path, *overrides, match=f"(?s){told}", **changes)
+    assert not list((tmp_path / "runs").glob("*/"))
+
+
+def test_nan_in_a_table_is_told_by_column_and_first_rows(tmp_path):
+    from tft.long_tables import panel_to_table
+
+    frame = panel_to_table(tft_data.make_panel()[0]).to_pandas()
+    frame.loc[[4, 9], "rsi_14"] = np.nan
+    frame.to_parquet(tmp_path / "table.parquet")
+    refused(tmp_path, f"data_path={tmp_path / 'table.parquet'}", "horizon=3", match=r"(?s)rsi_14: 2 rows, first 5, 10")
+
+
+def test_a_plain_table_trains_with_a_horizon_and_its_kinds_of_columns(tmp_path):
+    from tft.long_tables import panel_to_table
+
+    panel_to_table(tft_data.make_panel()[0]).to_pandas().to_pickle(tmp_path / "table.pkl")
+    run = begin(tmp_path, f"data_path={tmp_path / 'table.pkl'}", "horizon=3", "max_epochs=1", "categoricals=[hour_category]")
+    assert load_run(run).data.columns.categorical == ("hour_category",)
+
+
+def test_the_command_ends_with_exit_code_2_and_one_message(tmp_path):
+    path = tft_data.write_config(tmp_path, monitor="val_losss")
+    done = subprocess.run(
+        [sys.executable, "tft/train_multi_tft.py", "--config", path], env=environment(), cwd=TESTS.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.startswith("error: monitor: 'val_losss'") and done.stderr.count("\n") == 1
