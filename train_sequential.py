@@ -16,7 +16,11 @@ EXAMPLES = [
 def main() -> None:
     parser = command_parser(__doc__ or "", EXAMPLES)
     common_arguments(parser, config=str(DEMO))
-    parser.add_argument("--skip-existing", action="store_true", help="leave out stages whose best_model is there already")
+    parser.add_argument(
+        "--skip-existing",
+        action="store_true",
+        help="leave out stages whose best_model is there already; refused, with what changed, if it was made with other settings",
+    )
     parser.add_argument("--skip-tokenizer", action="store_true", help="train the predictor only")
     parser.add_argument("--skip-basemodel", action="store_true", help="train the tokenizer only")
     args = parser.parse_args()

@@ -6,7 +6,10 @@ Models of the demo's size on random bars, tokenizer and predictor each, every jo
 
 from __future__ import annotations
 
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -16,14 +19,13 @@ from finetune.config_manager import ConfigManager
 from finetune.engine.command import run_command
 from finetune.engine.files import read_json, write_text
 from finetune.engine.yaml_text import to_yaml
-from finetune.jobs_machine import this_machine
 from finetune.jobs_run import Runner
-from finetune.jobs_session import Wish, plan_text, session_of
+from finetune.jobs_session import Wish, session_of
 from finetune.jobs_state import RunState
 from finetune.jobs_table import Display
 from kronos.errors import InputError
 
-from .common import HORIZON, LOOKBACK, Report, Row, begin, end, make_panel, parser_for
+from .common import HORIZON, LOOKBACK, ROOT, Report, Row, begin, end, make_panel, parser_for
 
 NAME = "multi_model"
 REACH_RATIO, REACH_PLAN_S = 0.75, 2.0
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
         report.details["seconds"] = {mode: ", ".join(f"{value:.1f}" for value in values) for mode, values in seconds.items()}
         seen = f"{ratio:.2f} ({middle['parallel']:.1f} s against {middle['sequential']:.1f} s)"
         report.rows.append(Row("two models on 2 workers, share of the sequential time", f"<= {REACH_RATIO}", seen, ratio <= REACH_RATIO))
-        _plan(Path(temporary), report)
+        _plan(Path(temporary), report, max(3, args.rounds))
     return end(report, args)
 
 
@@ -92,16 +94,22 @@ def _train(manager: ConfigManager, mode: str, folder: Path, report: Report) -> f
     return took
 
 
-def _plan(folder: Path, report: Report) -> None:
-    """The plan of 20 models, each with its panel; the libraries are loaded already."""
-    manager = _models(folder, 20, 0, 30, 1)
-    began, began_cpu = time.perf_counter(), time.process_time()
-    text = plan_text(session_of(Wish(mode="parallel"), manager, this_machine()))
-    took, cpu = time.perf_counter() - began, time.process_time() - began_cpu  # the second is not changed by what else the machine does
-    assert text.startswith("20 models, 40 jobs")
-    report.rows.append(
-        Row("plan of 20 models × 2 stages", f"< {REACH_PLAN_S:g} s", f"{cpu:.2f} s of CPU, {took:.2f} s by the clock", cpu < REACH_PLAN_S)
-    )
+def _plan(folder: Path, report: Report, rounds: int) -> None:
+    """The plan of 20 models, each with its panel, as a user waits for it: a whole process. The best of `rounds`."""
+    paths = [str(path) for path in _models(folder, 20, 0, 30, 1).paths.values()]
+    command = [sys.executable, str(ROOT / "finetune" / "multi_model_trainer.py"), "--dry-run", "--mode", "parallel", "--models", *paths]
+    seen = []
+    for _ in range(rounds):
+        began, before = time.perf_counter(), os.times()
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        took, after = time.perf_counter() - began, os.times()
+        if not done.stdout.startswith("20 models, 40 jobs"):
+            raise InputError(f"the plan failed: {done.stderr or done.stdout}")
+        cpu = after.children_user - before.children_user + after.children_system - before.children_system
+        seen.append((cpu, took))  # the first is not changed by what else the machine does
+    cpu, took = min(seen)
+    told = f"{cpu:.2f} s of CPU, {took:.2f} s by the clock"
+    report.rows.append(Row("plan of 20 models × 2 stages, whole process", f"< {REACH_PLAN_S:g} s", told, cpu < REACH_PLAN_S))
 
 
 if __name__ == "__main__":

@@ -20,22 +20,25 @@ from .common import ROOT, Report, Row, as_text, clock_argument, parser_for
 NAMES = (
     *("loader", "coverage", "train_step", "ranks", "resume", "panel_memory"),
     *("forecast", "serve", "qlib_data", "day_forecasts", "backtest", "kaggle_data"),
+    *("multi_model", "tft"),
 )
-TIMED = ("loader", "train_step", "forecast", "day_forecasts", "backtest")  # these take --clock
+TIMED = ("loader", "train_step", "forecast", "day_forecasts", "backtest", "tft")  # these take --clock
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is asked for, print the page and write it. Exit code 1 if a row failed."""
     parser = parser_for("run_all", __doc__)
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), help="run these alone")
+    parser.add_argument("--tft-peer", metavar="PYTHON", type=Path, help="tft's peer: the python of an environment with pytorch-forecasting")
     parser.add_argument("--folder", type=Path, help="where panel_memory makes or reuses its panel (default: a temporary folder)")
     clock_argument(parser)
     args = parser.parse_args(argv)
     out = args.out or ROOT / "benchmarks" / "results" / f"{time.strftime('%Y-%m-%d')}-cpu.md"
-    common = [*(["--peer", str(args.peer.resolve())] if args.peer else []), "--threads", str(args.threads)]
+    peers = dict.fromkeys(NAMES, args.peer) | {"tft": args.tft_peer}
+    common = {name: [*(["--peer", str(peer.absolute())] if peer else []), "--threads", str(args.threads)] for name, peer in peers.items()}
     own = {"panel_memory": ["--folder", str(args.folder)] if args.folder else [], **{name: ["--clock", args.clock] for name in TIMED}}
     with tempfile.TemporaryDirectory() as folder:
-        reports = [_run(name, [*common, *own.get(name, [])], Path(folder)) for name in args.only]
+        reports = [_run(name, [*common[name], *own.get(name, [])], Path(folder)) for name in args.only]
     text = page(
         reports, "python -m benchmarks.run_all" + (" --peer PATH" if args.peer else "") + (" --clock cpu" if args.clock == "cpu" else "")
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from finetune.data.config import PipelineConfig
-from finetune.engine.checkpoint import is_complete
+from finetune.engine.places import is_complete
 from finetune.pipeline import Job, tokenizer_of
 from kronos import load_predictor, load_tokenizer
 

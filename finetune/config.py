@@ -21,10 +21,10 @@ from finetune.engine.comet import CometSettings
 from finetune.engine.config import Section, key, load_config
 from finetune.engine.distributed import World
 from finetune.engine.errors import InputError
+from finetune.engine.places import Stage
 from finetune.engine.run_sections import ExperimentSection
 from finetune.engine.sections import DeviceSection, DistributedSection, ModelSection, TrainingSection, known_timezone, safe_name
 from finetune.engine.splits import windows_of
-from finetune.engine.stages import Stage
 from finetune.engine.windows import Splits, Windows
 
 BENCHMARKS = {"csi300": "SH000300", "csi800": "SH000906", "csi1000": "SH000852"}  # the index of each pool

@@ -9,13 +9,13 @@ import difflib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from finetune.engine.checkpoint import is_complete
+from finetune.clashes import clashes
 from finetune.engine.command import command_parser, run_command
 from finetune.engine.config import load_config, resolved, sources, to_yaml
+from finetune.engine.places import is_complete
 from finetune.engine.yaml_text import read_yaml
 from finetune.multi_config import ModelConfig
 from kronos.errors import InputError
@@ -125,7 +125,7 @@ class ConfigManager:
         """Where a loaded configuration writes into the folder of another registered model."""
         own = self.path_of(mine.reference).resolve()
         others = [other for name, other in self.load_all()[0].items() if self.paths[name].resolve() != own]
-        return [told for other in others if (told := _clash(mine, other))]
+        return [told for other in others for told in clashes([mine, other])]
 
     def validate(self, names: Iterable[str | Path] | None = None) -> dict[str, ModelConfig]:
         """All registered models (or those named), loaded.
@@ -133,7 +133,7 @@ class ConfigManager:
         Raises InputError "Configuration validation failed" with every problem of every file, and folders that two of them share.
         """
         loaded, problems = self.load_all(names)
-        problems += [told for pair in combinations(loaded.values(), 2) if (told := _clash(*pair))]
+        problems += clashes(list(loaded.values()))
         if problems:
             raise InputError("Configuration validation failed:" + "".join(f"\n- {told}" for told in problems))
         return loaded
@@ -163,25 +163,6 @@ def _is_path(text: str) -> bool:
     return text.endswith(_SUFFIXES) or "/" in text or os.sep in text
 
 
-def _clash(one: ModelConfig, two: ModelConfig) -> str:
-    """What is wrong if two models write to one folder, else nothing."""
-    first, second = one.model_paths.base_save_path, two.model_paths.base_save_path
-    fix = "model_paths.exp_name"
-    if _place(first) != _place(second):
-        first, second, fix = one.timeframe.panel, two.timeframe.panel, "timeframe.panel"
-        if _place(first) != _place(second) or _same_bars(one, two):
-            return ""
-    return f"{one.reference} and {two.reference} both write to {first}; give each a folder of its own ({fix})"
-
-
-def _same_bars(one: ModelConfig, two: ModelConfig) -> bool:
-    return one.timeframe == two.timeframe and one.data.timezone == two.data.timezone
-
-
-def _place(folder: str) -> str:
-    return os.path.normcase(Path(folder).resolve())
-
-
 # ---- the command
 
 
@@ -191,7 +172,7 @@ def list_text(manager: ConfigManager) -> str:
     rows = [("model", "bars", "windows", "batch", "rates", "epochs", "bars made", "trained", "on top of")]
     for name, config in loaded.items():
         info, training = config.get_model_info(), config.training
-        made = "-" if not config.is_prepared_from_source else "yes" if config.has_panel else "no"
+        made = "-" if not config.is_prepared_from_source else "no" if config.lacks_panel else "otherwise" if config.needs_panel else "yes"
         trained = [stage for stage in ("tokenizer", "predictor") if is_complete(config.model_paths.best_model(stage))]
         rates = f"{training.tokenizer_learning_rate:g} / {training.predictor_learning_rate:g}"
         epochs = f"{training.tokenizer_epochs} / {training.basemodel_epochs}"
@@ -227,7 +208,7 @@ def diff_text(manager: ConfigManager, first: str, second: str) -> str:
 def validate_text(manager: ConfigManager, names: Iterable[str] | None = None) -> str:
     """What `validate` found, with what is still to do. Raises what it raises."""
     loaded = manager.validate(names)
-    todo = [f"{name}: ok" + ("" if not c.lacks_panel else f"; its bars are to be made: {c.prepare_command}") for name, c in loaded.items()]
+    todo = [f"{name}: ok" + ("" if not c.needs_panel else f"; its bars are to be made: {c.prepare_command}") for name, c in loaded.items()]
     return "\n".join([*todo, f"{len(loaded)} configurations in {manager.folder} are valid"])
 
 

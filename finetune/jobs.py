@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from finetune.data.panel_store import META_FILE, is_panel_folder
-from finetune.engine.checkpoint import MARKER, newest_last
+from finetune.clashes import clashes
+from finetune.data.panel_store import META_FILE
 from finetune.engine.errors import InputError, MissingFileError
 from finetune.engine.files import read_json
-from finetune.engine.stages import Place, finished
+from finetune.engine.places import MARKER, finished, newest_last
 from finetune.multi_config import ModelConfig
-from finetune.pipeline import find_tokenizer
+from finetune.results import changes, find_tokenizer, place_of
 
 Kind = Literal["prepare", "tokenizer", "predictor", "evaluate"]
 KINDS: dict[str, tuple[Kind, ...]] = {  # --stage
@@ -93,7 +93,8 @@ def plan(
     prepare: also make the panels that are not there. Raises InputError: two models with one name or one folder, models that wait for each
     other.
     """
-    check_apart(configs)
+    if told := clashes(configs):
+        raise InputError(told[0] if len(told) == 1 else "Configuration validation failed:" + "".join(f"\n- {one}" for one in told))
     by_name = {config.name: config for config in configs}
     drafts: dict[str, _Draft] = {}
     for config in configs:
@@ -105,26 +106,9 @@ def plan(
     return Plan(tuple(jobs), by_name, tuple(_problems(jobs, by_name)))
 
 
-def check_apart(configs: Sequence[ModelConfig]) -> None:
-    """Raises InputError if two models have one name, or write to one folder."""
-    names: set[str] = set()
-    owners: dict[Path, str] = {}
-    for config in configs:
-        if config.name in names:
-            raise InputError(f"two configurations are named {config.name!r}; rename the file of one of them")
-        names.add(config.name)
-        paths = config.model_paths
-        for folder in (Path(paths.base_save_path).absolute(), *(paths.folder(stage).absolute() for stage in ("tokenizer", "predictor"))):
-            if owners.setdefault(folder, config.name) != config.name:
-                raise InputError(
-                    f"{owners[folder]} and {config.name} both write to {folder}; give each its own model_paths.exp_name "
-                    "(or base_save_path, without --set: that holds for all models)"
-                )
-
-
 def _is_wanted(config: ModelConfig, kind: Kind) -> bool:
     if kind == "prepare":
-        return config.is_prepared_from_source and not is_panel_folder(config.panel_folder)
+        return config.needs_panel
     experiment = config.experiment
     return {
         "tokenizer": experiment.train_tokenizer,
@@ -198,7 +182,11 @@ def _in_order(jobs: Sequence[Job]) -> list[Job]:
 
 
 def _with_what_exists(jobs: Sequence[Job], configs: Mapping[str, ModelConfig], resume: bool) -> list[Job]:
-    """Mark what is done. As make has it: a result older than what it was made from is made again, as is all that follows."""
+    """Mark what is done. As make has it: a result older than what it was made from is made again, as is all that follows.
+
+    So is one that was made, or begun, with other settings than the configuration's now (see `results`): the plan names each with its old
+    and its new value. To go on with a stage in spite of changed settings, train it alone: train_*_multi.py --resume.
+    """
     seen: dict[str, Job] = {}
     for job in jobs:
         config = configs[job.model]
@@ -231,27 +219,34 @@ def _left_by_an_earlier_run(job: Job, config: ModelConfig) -> tuple[bool, str]:
     return False, f"stopped at step {(read_json(last / MARKER) or {}).get('step', 0):,}"
 
 
-def place_of(config: ModelConfig, stage: Any) -> Place:
-    """Where a stage's run is."""
-    paths = config.model_paths
-    return Place(paths.folder(stage), Path(paths.best_model(stage)), paths.logs)
-
-
 def _stale(job: Job, config: ModelConfig, needs: Sequence[Job]) -> str:
     """Why an earlier result does not count any more, or an empty string."""
     for need in needs:
         if not need.done:
-            return f"{need.name} is to be done first"
+            return f"{need.name} comes first"
+    if changed := _changed(job, config):
+        return f"settings have changed ({'; '.join(changed)})"
     if job.stage in ("tokenizer", "predictor"):
         bars = ((read_json(job.folder / "summary.json") or {}).get("data") or {}).get("data")
         meta = read_json(config.panel_folder / META_FILE) if config.is_prepared_from_source else None
         if bars is not None and meta is not None and bars != meta.get("fingerprint"):
             return "the bars have changed"
-    made = _time_made(job, False)
+    made, weights = _time_made(job, False), (read_json(job.folder / "summary.json") or {}).get("weights") or {}
     for need in needs:
+        if need.stage in weights:
+            continue  # its very content was compared: a copied folder may have any times
         if need.stage != "prepare" and made is not None and (other := _time_made(need, True)) is not None and other > made:
             return f"{need.name} is newer"
     return ""
+
+
+def _changed(job: Job, config: ModelConfig) -> list[str]:
+    """The settings that are not those a result was made with, each with its old and its new value."""
+    if job.stage == "evaluate":
+        known = (read_json(job.folder / "evaluation.json") or {}).get("settings") or {}
+        now = config.evaluation.model_dump()
+        return [f"evaluation.{key}: {old} → {now[key]}" for key, old in known.items() if key in now and now[key] != old]
+    return [str(one) for one in changes(config, job.stage, bars=not config.is_prepared_from_source)]
 
 
 def _time_made(job: Job, need: bool) -> float | None:

@@ -15,8 +15,8 @@ import numpy as np
 
 from finetune.data.panel import Panel
 from finetune.engine.advice import memory_advice
+from finetune.engine.cuts import cut_panel, places, series_counts
 from finetune.engine.errors import InputError
-from finetune.engine.splits import make_splits
 from finetune.jobs import Job
 from finetune.jobs_table import Work
 from finetune.multi_config import ModelConfig
@@ -74,8 +74,8 @@ def _counted(
 ) -> tuple[tuple[int, int], bool]:
     panel = Panel.open(folder)
     if panel.n_rows <= _EXACT_ROWS:
-        splits = make_splits(panel, lookback, horizon, ratios, split=split, stride=stride, sampling=sampling, say=lambda _: None)
-        return (len(splits.train), len(splits.val)), True
+        train, val, _ = cut_panel(panel, lookback, horizon, ratios, split=split, stride=stride)
+        return (int(places(series_counts(panel.offsets, train), sampling).sum()), int(val.counts.sum())), True
     rows, length = np.diff(panel.offsets), lookback + horizon + 1
     train = np.maximum(0, rows * ratios[0] - length + 1).sum() / stride
     val = np.maximum(0, rows * ratios[1] - horizon).sum()
@@ -84,7 +84,7 @@ def _counted(
 
 def memory_gib(config: ModelConfig, stage: str, parameters: int, on_gpu: bool) -> float:
     """Peak memory of one process: weights, gradients and AdamW's two moments, and the activations of a micro-batch."""
-    sizes, training = config._arguments(stage), config.training
+    sizes, training = config.model_arguments(stage), config.training
     assert sizes is not None, "the parameters are known, so are the sizes"
     data = config.data
     length = data.lookback_window + data.predict_window + 1

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import torch
+
+from finetune.engine.devices import may_have_gpu
 
 GIB = 2**30
 _LEAST_DISK_GIB, _LEAST_MEMORY_GIB = 5.0, 2.0
@@ -34,12 +35,21 @@ class Machine:
 
 def this_machine() -> Machine:
     """GPUs that CUDA_VISIBLE_DEVICES allows, cores that this process may use."""
-    count = torch.cuda.device_count()
+    count, smallest = _gpus()
     allowed = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     gpus = tuple(allowed[:count]) if allowed else tuple(map(str, range(count)))
-    smallest = min((torch.cuda.get_device_properties(i).total_memory for i in range(count)), default=0)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Machine(gpus, smallest / GIB, cores, psutil.virtual_memory().available / GIB)
+
+
+def _gpus() -> tuple[int, int]:
+    """How many GPUs torch sees, and the bytes of the smallest's memory."""
+    if not may_have_gpu():
+        return 0, 0
+    import torch  # more than a second, which a plan on a machine without a GPU need not wait for
+
+    count = torch.cuda.device_count()
+    return count, min((torch.cuda.get_device_properties(i).total_memory for i in range(count)), default=0)
 
 
 def free_gib(folder: str | Path) -> float:
@@ -52,6 +62,8 @@ def free_gib(folder: str | Path) -> float:
 
 def checks(machine: Machine, folder: str | Path) -> Iterator[tuple[bool, str]]:
     """(fine?, what was found) of everything that training needs."""
+    import torch
+
     version = platform.python_version()
     yield sys.version_info >= (3, 10), f"Python {version}"
     yield True, f"torch {torch.__version__}" + (f" with CUDA {torch.version.cuda}" if torch.version.cuda else " without CUDA")

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from finetune.engine.command import EXIT_DONE, EXIT_FAULT, EXIT_INTERRUPTED
-from finetune.engine.files import read_json
 from finetune.engine.signals import StopRequest
+from finetune.engine.torchrun import true_code
 from finetune.jobs import Job
 from finetune.jobs_state import BLOCKED, DONE, FAILED, INTERRUPTED, RUNNING, WAITING, RunState
 from kronos.files import explained
@@ -24,6 +24,7 @@ from kronos.files import explained
 GRACE_S = 300.0  # to save after SIGTERM: a step and a checkpoint of a large model
 _POLL_S = 0.1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_TORCHRUN = "] failed (exitcode: "  # in the line that begins torchrun's account
 _STOPPED = (FAILED, INTERRUPTED, BLOCKED)  # states that leave those who wait without what they need
 
 
@@ -89,6 +90,7 @@ class _Worker:
     log: IO[bytes]
     started: float  # monotonic
     wall: float  # seconds since 1970
+    log_from: int  # where in the log its output begins, in bytes
     stop_at: float | None = None  # monotonic: when it is killed
     why: str = ""  # why it was asked to stop
 
@@ -159,6 +161,7 @@ class Runner:
             gpus = f"  CUDA_VISIBLE_DEVICES={','.join(slot.gpus)}" if slot.gpus else ""
             log.write(f"$ {' '.join(command)}{gpus}  # {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
             log.flush()
+            log_from = log.tell()
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -168,7 +171,7 @@ class Runner:
             cwd=self.cwd,
             **_apart(self.keep_open),
         )
-        self.active.append(_Worker(job, slot, process, log, time.monotonic(), time.time()))
+        self.active.append(_Worker(job, slot, process, log, time.monotonic(), time.time(), log_from))
         where = f"GPU {', '.join(slot.gpus)}" if slot.gpus and job.on_gpu else "CPU"
         self._change(job, RUNNING, where, attempts=attempts, pid=process.pid, command=command, gpus=list(slot.gpus), threads=slot.threads)
 
@@ -183,21 +186,24 @@ class Runner:
         worker.log.close()
         _kill_group(worker.process)  # ranks or threads that outlived their leader
         self.free.insert(0, worker.slot)
-        code = self._true_code(worker)
-        state, reason = self._judged(worker, code)
+        told: list[str] = []
+        code = self._true_code(worker, told)
+        state, reason = self._judged(worker, code, told)
         seconds = self.state.jobs[worker.job.name]["seconds"] + time.monotonic() - worker.started
         self._change(worker.job, state, reason, code=code, seconds=round(seconds, 1), pid=None)
 
-    def _true_code(self, worker: _Worker) -> int:
-        """torchrun ends with 1 whatever its ranks ended with: then the stage's status.json knows."""
-        code = worker.process.returncode
-        file = worker.job.folder / "status.json"
-        if code != EXIT_FAULT or not file.is_file() or file.stat().st_mtime < worker.wall:
-            return code
-        known = (read_json(file) or {}).get("exit_code")
-        return known if isinstance(known, int) and known else code
+    def _true_code(self, worker: _Worker, told: list[str]) -> int:
+        """torchrun ends with 1 whatever its ranks ended with: then the stage's status.json knows, or torchrun's report in the log.
 
-    def _judged(self, worker: _Worker, code: int) -> tuple[str, str]:
+        told: takes what is to be said of ranks.
+        """
+        code = worker.process.returncode
+        if code != EXIT_FAULT:
+            return code
+        status, log = worker.job.folder / "status.json", self.state.log(worker.job)
+        return true_code(code, [status], worker.wall, log, told.append, log_from=worker.log_from)
+
+    def _judged(self, worker: _Worker, code: int, told: Sequence[str]) -> tuple[str, str]:
         if code == EXIT_DONE:
             return DONE, ""
         if worker.why and worker.why != "stopping":
@@ -209,7 +215,8 @@ class Runner:
             name = signal.Signals(-code).name if -code in signal.valid_signals() else str(-code)
             hint = ": killed from outside, or the machine ran out of memory" if code == -signal.SIGKILL else ""
             return FAILED, f"{name}{hint}"
-        return FAILED, last_words(self.state.log(worker.job)) or f"exit code {code}"
+        killed = next((text for text in told if "signal" in text), "")
+        return FAILED, killed or last_words(self.state.log(worker.job)) or f"exit code {code}"
 
     def _stop_all(self, name: str) -> None:
         self.stopping = True
@@ -250,13 +257,15 @@ class Runner:
 
 
 def last_lines(log: Path, count: int = 20) -> list[str]:
-    """The last lines of a log that say something."""
+    """The last lines of a log that say something; torchrun's own account of how its ranks ended, a page long, does not."""
     if not log.is_file():
         return []
     with open(log, "rb") as file:
         file.seek(max(0, log.stat().st_size - (1 << 14)))
         lines = file.read().decode("utf-8", "replace").splitlines()
-    return [line.rstrip() for line in lines if line.strip()][-count:]
+    begun = [at for at, line in enumerate(lines) if line.startswith("$ ")]  # a log goes on where a job is tried again
+    ended = next((at for at in range(begun[-1] if begun else 0, len(lines)) if _TORCHRUN in lines[at]), len(lines))
+    return [line.rstrip() for line in lines[:ended] if line.strip()][-count:]
 
 
 def last_words(log: Path) -> str:

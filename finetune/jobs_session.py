@@ -92,11 +92,22 @@ def plan_text(session: Session) -> str:
     made, wish = session.plan, session.wish
     todo, done = made.todo, len(made.jobs) - len(made.todo)
     workers = f"{len(session.slots)} at a time ({_places(session)})" if wish.mode == "parallel" else f"one at a time ({_places(session)})"
-    head = f"{len(made.configs)} models, {len(todo)} jobs to run{f', {done} done already' if done else ''}, {wish.mode}: {workers}"
+    work = f"{_number(len(made.configs), 'model')}, {_number(len(todo), 'job')} to run"
+    head = f"{work}{f', {done} done already' if done else ''}, {wish.mode}: {workers}"
     lines = [head, f"this machine: {session.machine.shown}", ""]
     for number, job in enumerate(made.jobs, start=1):
         lines += _job_lines(number, job, session)
-    return "\n".join([*lines, *_totals(session), *(f"first: {told}" for told in made.problems)])
+    return "\n".join([*lines, *_totals(session), *(f"first: {told}" for told in made.problems), *_hint(session)])
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _hint(session: Session) -> list[str]:
+    """Missing panels need no command each."""
+    lacking = sum(config.needs_panel for config in session.plan.configs.values())
+    return ["with --prepare, multi_model_trainer.py makes these bars itself"] if lacking and not session.wish.prepare else []
 
 
 def _places(session: Session) -> str:
@@ -174,9 +185,8 @@ def run_session(session: Session) -> int:
 
     wish, made = session.wish, session.plan
     if made.problems:
-        raise InputError(
-            "before training:" + "".join(f"\n- {told}" for told in made.problems) if len(made.problems) > 1 else made.problems[0]
-        )
+        told = [*made.problems, *_hint(session)]
+        raise InputError("before training:" + "".join(f"\n- {one}" for one in told) if len(told) > 1 else told[0])
     jobs, configs = made.jobs, made.configs
     with locked(Path(configs[job.model].model_paths.base_save_path) for job in made.todo) as locks:
         folder = (folder_to_resume(jobs, wish.logs) if wish.resume else None) or new_folder(wish.logs)

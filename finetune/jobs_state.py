@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,10 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from finetune.engine.errors import InputError
 from finetune.engine.files import ensure_writable_folder, read_json, write_json
+from finetune.engine.locks import hold, release
 from finetune.jobs import Job
-from kronos.files import explained
 
 LOGS = Path("logs", "multi_model_training")
 STATE, LOCK = "state.json", ".trainer.lock"
@@ -78,55 +76,11 @@ def locked(folders: Iterable[Path]) -> Iterator[list[IO[str]]]:
     held: list[IO[str]] = []
     try:
         for folder in sorted(set(folders)):
-            held.append(_lock(ensure_writable_folder(folder) / LOCK))
+            held.append(hold(ensure_writable_folder(folder), LOCK))
         yield held
     finally:
         for file in held:
-            file.close()
-
-
-def _lock(path: Path) -> IO[str]:
-    with explained(path):
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  the lock lives as long as the file is open
-    if not _taken(file):
-        file.seek(0)
-        holder = file.read().strip()
-        file.close()
-        raise InputError(
-            f"{path.parent} is being trained in by another trainer ({_named(holder)}); wait for it, or stop it with kill <pid>"
-        )
-    file.truncate(0)
-    file.write(json.dumps({"pid": os.getpid(), "since": _now()}))
-    file.flush()
-    return file
-
-
-def _taken(file: IO[str]) -> bool:
-    """Whether the lock could be taken."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: another way, no waiting either
-        import msvcrt
-
-        try:
-            file.seek(1 << 20)  # a byte far behind the text, which stays readable
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _named(holder: str) -> str:
-    try:
-        facts = json.loads(holder)
-        return f"pid {facts['pid']}, since {facts['since']}"
-    except (ValueError, KeyError, TypeError):
-        return "unknown, it has just begun"
+            release(file)
 
 
 def _now() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from finetune.engine.stages import Stage
+from finetune.engine.places import Stage
 
 _TIMES = 60 + 24 + 7 + 32 + 13  # rows of the embeddings of minute, hour, weekday, day and month
 

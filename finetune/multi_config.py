@@ -11,27 +11,31 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import environ
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import PrivateAttr, field_validator
 
 from finetune.data.config import CsvDataSection, PipelineConfig
-from finetune.data.panel import Panel
 from finetune.data.panel_store import is_panel_folder
+from finetune.data.resampling_settings import changed_settings
 from finetune.data.stamps import period_name
 from finetune.engine.advice import without_gpu
 from finetune.engine.config import Section, key
-from finetune.engine.distributed import World
 from finetune.engine.errors import InputError, MissingFileError
+from finetune.engine.places import Stage
 from finetune.engine.run_sections import ExperimentSection
 from finetune.engine.sections import EvaluationSection
-from finetune.engine.stages import Stage
-from finetune.engine.windows import Splits
 from finetune.model_sizes import parameter_count
-from kronos import Kronos, KronosTokenizer, presets, read_arguments
+from kronos import presets
+from kronos.arguments import NAMES, read_arguments_file
+
+if TYPE_CHECKING:  # a configuration that is only looked at need not wait for torch
+    from finetune.data.panel import Panel
+    from finetune.engine.distributed import World
+    from finetune.engine.windows import Splits
 
 ALWAYS_OPEN = "24/7"
-_CLASSES: dict[Stage, type] = {"tokenizer": KronosTokenizer, "predictor": Kronos}
+_CLASSES: dict[Stage, str] = {"tokenizer": "KronosTokenizer", "predictor": "Kronos"}
 _LARGE = 10_000_000  # parameters; more are slow without a GPU
 _UNIT_S = {"min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
@@ -174,19 +178,24 @@ class ModelConfig(PipelineConfig):
         return self.is_prepared_from_source and not self.has_panel
 
     @property
+    def needs_panel(self) -> bool:
+        """Whether `prepare_command` is to be run before training: there is no panel, or it was made with other settings."""
+        return self.lacks_panel or (self.is_prepared_from_source and bool(changed_settings(self)))
+
+    @property
     def tokenizer_command(self) -> str:
         """How to train the tokenizer alone."""
-        return f"python finetune/train_tokenizer_multi.py --config {self.reference}"
+        return f"{_run('train_tokenizer_multi.py')} --config {self.reference}"
 
     @property
     def train_command(self) -> str:
         """How to train both stages."""
-        return f"python finetune/multi_model_trainer.py --models {self.reference}"
+        return f"{_run('multi_model_trainer.py')} --models {self.reference}"
 
     @property
     def prepare_command(self) -> str:
         """How to make the panel."""
-        return f"python finetune/prepare_kronos_data.py --config {self.reference}"
+        return f"{_run('prepare_kronos_data.py')} --config {self.reference}"
 
     @classmethod
     def load(cls, path: str | Path | None, overrides: Iterable[str] = (), environment: Mapping[str, str] = environ) -> ModelConfig:
@@ -213,11 +222,17 @@ class ModelConfig(PipelineConfig):
             raise InputError(f"{error}. Without it, {without_gpu(self.training, self.parameters('predictor') or 0)}") from None
 
     def check_data(self) -> None:
-        """Raises MissingFileError if the panel is not made yet, InputError if it was made for another period."""
+        """Raises MissingFileError if the panel is not made yet, InputError if it was made in another way, or for another period."""
         if self.lacks_panel:
             raise MissingFileError(f"{self.name}: there are no prepared bars in {self.panel_folder}; make them: {self.prepare_command}")
         if not self.is_prepared_from_source:
             return
+        if changed := changed_settings(self):
+            raise InputError(
+                f"{self.name}: the bars in {self.panel_folder} were made with {'; '.join(changed)}; make them again: {self.prepare_command}"
+            )
+        from finetune.data.panel import Panel
+
         made = {info.period for info in Panel.open(self.panel_folder).series} - {"", self.timeframe.period}
         if made:
             raise InputError(
@@ -235,10 +250,10 @@ class ModelConfig(PipelineConfig):
 
     def parameters(self, stage: Stage) -> int | None:
         """Parameters of a stage's model; None where that is only known after a download."""
-        arguments = self._arguments(stage)
+        arguments = self.model_arguments(stage)
         return None if arguments is None else parameter_count(stage, arguments)
 
-    def _arguments(self, stage: Stage) -> dict[str, Any] | None:
+    def model_arguments(self, stage: Stage) -> dict[str, Any] | None:
         """Constructor arguments of a stage's model, as far as this machine knows them."""
         paths, experiment = self.model_paths, self.experiment
         weights = paths.pretrained_tokenizer if stage == "tokenizer" else paths.pretrained_predictor
@@ -251,7 +266,14 @@ class ModelConfig(PipelineConfig):
             if weights == hub_id:
                 return published[size]
         file = Path(weights) if weights.endswith(".json") else Path(weights, "config.json")
-        return read_arguments(_CLASSES[stage], file) if file.is_file() else None
+        return read_arguments_file(file, NAMES[stage], _CLASSES[stage]) if file.is_file() else None
+
+    def starts_from(self, stage: Stage) -> str:
+        """The weights that a stage's training starts from, for people to read."""
+        paths, experiment, tokenizer = self.model_paths, self.experiment, stage == "tokenizer"
+        if experiment.pre_trained_tokenizer if tokenizer else experiment.pre_trained_predictor:
+            return paths.pretrained_tokenizer if tokenizer else paths.pretrained_predictor
+        return "random weights"
 
     def get_model_info(self) -> dict[str, Any]:
         """What there is to know of the model, as plain values; the learning rates, epochs and parameters by stage."""
@@ -268,10 +290,16 @@ class ModelConfig(PipelineConfig):
             "learning_rates": {"tokenizer": training.tokenizer_learning_rate, "predictor": training.predictor_learning_rate},
             "epochs": {"tokenizer": training.tokenizer_epochs, "predictor": training.basemodel_epochs},
             "parameters": {stage: self.parameters(stage) for stage in ("tokenizer", "predictor")},
-            "pretrained": {"tokenizer": self.model_paths.pretrained_tokenizer, "predictor": self.model_paths.pretrained_predictor},
+            "starts_from": {stage: self.starts_from(stage) for stage in ("tokenizer", "predictor")},
             "comet_tags": list(self.experiment.comet_tags),
             "macro_report": self.report.macro,
             "source": list(self.timeframe.source),
             "panel": str(self.panel_folder),
             "output": self.model_paths.base_save_path,
         }
+
+
+def _run(script: str) -> str:
+    """The command of one of our scripts, as it works in the folder that the user is in."""
+    folder = Path(__file__).resolve().parent
+    return f"python {Path(folder.name, script) if Path.cwd() == folder.parent else folder / script}"

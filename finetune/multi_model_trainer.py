@@ -1,4 +1,9 @@
-"""Train many models: a graph of (model, stage), one job after another or several at a time, each a process of its own."""
+"""Train many models: a graph of (model, stage), one job after another or several at a time, each a process of its own.
+
+--resume leaves out what is done. A stage is done if its result is whole and these settings would make it again: what was made, or begun,
+with other settings, bars or weights is made anew, and the plan says what changed (training.tokenizer_epochs: 3 → 5). Settings that only
+show, save or speed up may change. See finetune/results.py.
+"""
 
 from pathlib import Path
 
@@ -18,7 +23,7 @@ def arguments(parser) -> None:
     parser.add_argument("--stage", choices=["all", "tokenizer", "predictor"], default="all", help="what to train (default: all)")
     parser.add_argument("--mode", choices=["sequential", "parallel"], help="one job at a time, or --max-workers (default: sequential)")
     parser.add_argument("--max-workers", type=int, metavar="N", default=2, help="jobs at a time in parallel mode (default: 2)")
-    parser.add_argument("--resume", action="store_true", help="do only what is not done, from the last checkpoints")
+    parser.add_argument("--resume", action="store_true", help="do only what is not done with these settings, from the last checkpoints")
     parser.add_argument("--prepare", action="store_true", help="first make the panels that are not there")
     parser.add_argument("--time-limit-s", type=float, metavar="S", default=0.0, help="longest time of each job (default: none)")
     parser.add_argument("--grace-s", type=float, metavar="S", default=300.0, help="time to save before a job is killed (default: 300)")

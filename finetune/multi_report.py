@@ -13,7 +13,7 @@ from tqdm import tqdm
 from finetune.engine import provenance
 from finetune.engine.curves import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, VERMILION, new_figure, quiet_axes, save_figure
 from finetune.engine.files import read_json, read_json_lines, write_json, write_text
-from finetune.engine.stages import Stage
+from finetune.engine.places import Stage
 from finetune.jobs_run import last_lines
 from finetune.jobs_state import DONE, FAILED, INTERRUPTED, RunState
 from finetune.multi_config import ModelConfig

@@ -14,36 +14,23 @@ from typing import Any, Protocol
 import torch
 
 from finetune.data.panel import Panel
-from finetune.engine.checkpoint import is_complete
+from finetune.engine.beginning import goes_on
 from finetune.engine.comet import CometSettings
-from finetune.engine.config import resolved
 from finetune.engine.distributed import World, world
-from finetune.engine.errors import MissingFileError
+from finetune.engine.errors import InputError
 from finetune.engine.files import ensure_writable_folder
+from finetune.engine.locks import refuse_if_held
+from finetune.engine.places import Place, Stage, finished, is_complete
 from finetune.engine.run_sections import ExperimentSection
 from finetune.engine.sections import DeviceSection, DistributedSection, ModelSection, TrainingSection
 from finetune.engine.signals import StopRequest
-from finetune.engine.stages import Place, Stage, check_vocabulary, finished, train_predictor, train_tokenizer
+from finetune.engine.stages import check_vocabulary, train_predictor, train_tokenizer
 from finetune.engine.windows import Splits
+from finetune.results import Paths, Say, changes, find_tokenizer, other_bars, place_of, used_weights
 from kronos import Kronos, KronosTokenizer, load_predictor, load_tokenizer, read_arguments
 
 _CLASSES: dict[Stage, type] = {"tokenizer": KronosTokenizer, "predictor": Kronos}
 _LOADERS: dict[Stage, Callable[..., Any]] = {"tokenizer": load_tokenizer, "predictor": load_predictor}
-Say = Callable[[str], Any]
-
-
-class Paths(Protocol):
-    """Where weights come from and results go: `model_paths` of a configuration."""
-
-    pretrained_tokenizer: str
-    pretrained_predictor: str
-    finetuned_tokenizer: str  # what the predictor is trained with
-    base_save_path: str
-
-    def folder(self, stage: Stage) -> Path: ...
-    def best_model(self, stage: Stage) -> Path: ...
-    @property
-    def logs(self) -> Path: ...
 
 
 class Configuration(Protocol):
@@ -85,38 +72,48 @@ class Job:
 def prepared(config: Configuration, stages: Sequence[Stage], *, resume: bool = False, skip_existing: bool = False) -> Iterator[Job]:
     """Join the other ranks, check and load everything the stages need, and listen for signals until the block ends.
 
-    skip_existing: leaves out stages whose best_model is there and whole. Raises InputError for anything wrong with the input.
+    skip_existing: leaves out stages whose best_model is there and whole. It never trains over one, and never takes one that was made with
+    other settings, bars or weights than these (see `results`): that is an InputError which says what changed, key by key.
+    Raises InputError for anything wrong with the input, also where another run trains in one of the folders.
     """
     device = config.device.pick()
     if config.device.cpu_threads:
         torch.set_num_threads(config.device.cpu_threads)
-    with world(device, config.distributed.world_backend) as here, StopRequest() as stop:
+    with world(device, config.distributed.world_backend, config.distributed.timeout_s) as here, StopRequest() as stop:
         say = print if here.is_main else lambda text: None
-        here.on_main(lambda: str(ensure_writable_folder(config.model_paths.base_save_path)))
-        todo = [stage for stage in stages if not (skip_existing and _exists(config, stage, say))]
+        here.on_main(lambda: _check_places(config, stages))
+        todo = remaining(config, stages, say) if skip_existing else list(stages)
         if todo == ["predictor"]:
             find_tokenizer(config, lambda text: None)  # refused before weights are loaded and bars are read
-        models = {stage: _model(config, stage) for stage in todo}
+        models = {stage: make_model(config, stage) for stage in todo}
         if len(models) == 2:
             check_vocabulary(models["tokenizer"], models["predictor"])
         panel, windows = config.cut(here, say)
+        for stage in set(stages) - set(todo):
+            if other_bars(config, stage, windows.train.facts["data"]):
+                raise _made_otherwise(place_of(config, stage), stage, "it was trained on other bars")
+        base = Path(config.model_paths.base_save_path)
+        resume = goes_on(base, [Path(config.model_paths.folder(stage)) for stage in todo], resume=resume, world=here)
         yield Job(config, panel, windows, models, here, stop, resume)
 
 
 def run_stage(job: Job, stage: Stage) -> None:
     """Train one stage. The predictor takes the fine-tuned tokenizer, or, if none was trained, the pretrained one."""
     config, training = job.config, job.config.training
-    place = _place(config, stage)
+    place = place_of(config, stage)
+    if job.resume and not finished(place) and (changed := changes(config, stage)):
+        job.say(f"{stage}: goes on with other settings than it began with: {'; '.join(map(str, changed))}")
     pretrained = config.experiment.pre_trained_tokenizer if stage == "tokenizer" else config.experiment.pre_trained_predictor
     settings = training.fit_settings(stage, str(job.world.device), config.device.panel_on_device)
     settings = replace(settings, score_start=settings.score_start and pretrained)  # random weights need no score
     model = job.models[stage]
     if stage == "tokenizer":
-        train_tokenizer(model, job.windows, settings, place, world=job.world, stop=job.stop, resume=job.resume)
+        train_tokenizer(model, job.windows, settings, place, world=job.world, stop=job.stop, resume=job.resume, facts=_facts(job, stage))
     else:
+        tokenizer = tokenizer_of(job)
         train_predictor(
             model,
-            load_tokenizer(tokenizer_of(job)),
+            load_tokenizer(tokenizer),
             job.windows,
             settings,
             place,
@@ -126,8 +123,14 @@ def run_stage(job: Job, stage: Stage) -> None:
             cache_tokens=training.cache_tokens,
             cache_limit_gib=training.cache_limit_gib,
             teacher_forcing=training.teacher_forcing,
+            facts=_facts(job, stage, tokenizer),
         )
     job.say(f"{stage}: best weights in {place.best}, curves in {place.folder / 'curves.png'}")
+
+
+def _facts(job: Job, stage: Stage, tokenizer: str = "") -> dict[str, Any]:
+    """For the summary that rank 0 writes: which weights went in."""
+    return {"weights": used_weights(job.config, stage, tokenizer)} if job.world.is_main else {}
 
 
 def tokenizer_of(job: Job) -> str:
@@ -135,26 +138,30 @@ def tokenizer_of(job: Job) -> str:
     return find_tokenizer(job.config, job.say)
 
 
-def find_tokenizer(config: Configuration, say: Say) -> str:
-    """The tokenizer that the predictor is trained with: the fine-tuned one, or the pretrained one where none is trained.
+def _check_places(config: Configuration, stages: Sequence[Stage]) -> str:
+    """Before anything is loaded: the folders can be written to, and nobody else trains there, or still trains the tokenizer to be used."""
+    paths = config.model_paths
+    ensure_writable_folder(paths.base_save_path)
+    own = Path(paths.finetuned_tokenizer) == Path(paths.best_model("tokenizer"))
+    for stage in dict.fromkeys((*(("tokenizer",) if own else ()), *stages)):
+        refuse_if_held(Path(paths.folder(stage)))
+    return "free"
 
-    Raises MissingFileError if one is to be trained and is not there.
-    """
-    paths, experiment = config.model_paths, config.experiment
-    if is_complete(Path(paths.finetuned_tokenizer)) or Path(paths.finetuned_tokenizer, "model.safetensors").is_file():
-        return paths.finetuned_tokenizer
-    if experiment.train_tokenizer or not experiment.pre_trained_tokenizer:
-        raise MissingFileError(
-            f"Predictor requires tokenizer: there is none in {paths.finetuned_tokenizer}. Train it first ({config.tokenizer_command}), "
-            "name one in model_paths.finetuned_tokenizer, or set experiment.train_tokenizer: false to use pretrained_tokenizer as it is"
-        )
-    say(f"predictor: no fine-tuned tokenizer in {paths.finetuned_tokenizer}, using {paths.pretrained_tokenizer} as it is")
-    return paths.pretrained_tokenizer
+
+def remaining(config: Configuration, stages: Sequence[Stage], say: Say) -> list[Stage]:
+    """The stages without a finished result. Raises InputError for a result that was made with other settings or weights than these."""
+    todo = [stage for stage in stages if not _exists(config, stage, say)]
+    if "tokenizer" in todo and "predictor" in set(stages) - set(todo):
+        raise _made_otherwise(place_of(config, "predictor"), "predictor", "its tokenizer is gone, or was not finished")
+    return todo
 
 
 def _exists(config: Configuration, stage: Stage, say: Say) -> bool:
-    place = _place(config, stage)
+    """Whether a stage's result is there and whole. Raises InputError if it was made with other settings."""
+    place = place_of(config, stage)
     if finished(place):
+        if changed := changes(config, stage):
+            raise _made_otherwise(place, stage, "; ".join(map(str, changed)))
         say(f"{stage}: {place.best} is there already, skipped")
         return True
     if is_complete(place.best):
@@ -162,12 +169,14 @@ def _exists(config: Configuration, stage: Stage, say: Say) -> bool:
     return False
 
 
-def _place(config: Configuration, stage: Stage) -> Place:
-    paths = config.model_paths
-    return Place(paths.folder(stage), paths.best_model(stage), paths.logs, resolved(config), config.comet())
+def _made_otherwise(place: Place, stage: Stage, told: str) -> InputError:
+    return InputError(
+        f"--skip-existing: the {stage} in {place.best} was not made with what is asked for now: {told}. Leave the flag out "
+        "(or experiment.skip_existing: false) to train it again, set these back, or give this run a folder of its own (model_paths)"
+    )
 
 
-def _model(config: Configuration, stage: Stage) -> Any:
+def make_model(config: Configuration, stage: Stage) -> Any:
     """A stage's model: loaded, or of the wanted size with random weights."""
     named = config.model_paths.pretrained_tokenizer if stage == "tokenizer" else config.model_paths.pretrained_predictor
     trained = config.experiment.pre_trained_tokenizer if stage == "tokenizer" else config.experiment.pre_trained_predictor

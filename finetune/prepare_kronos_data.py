@@ -28,8 +28,7 @@ def main() -> None:
 
     config = ConfigManager().load_config(args.config, args.overrides)
     panel = prepare(config, force=args.force, check=args.check, say=print)
-    commands = f"python finetune/train_tokenizer_multi.py --config {args.config}"
-    print(f"done: {panel.n_rows:,} bars of {config.timeframe.period} in {config.panel_folder}; next: {commands}")
+    print(f"done: {panel.n_rows:,} bars of {config.timeframe.period} in {config.panel_folder}; next: {config.tokenizer_command}")
     if not config.is_prepared_from_source:
         print(f"note: data.data_path is {', '.join(config.data.data_path)}, so training reads that and not this panel")
 

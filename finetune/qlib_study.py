@@ -16,11 +16,10 @@ from finetune.config import QlibConfig, QlibPathsSection
 from finetune.data.panel import Panel
 from finetune.data.qlib_panels import Preprocessed, build_panels, save_panels
 from finetune.data.qlib_store import Store, open_store
-from finetune.engine.checkpoint import is_complete
 from finetune.engine.config import resolved
 from finetune.engine.errors import InputError, MissingFileError
 from finetune.engine.files import ensure_writable_folder, read_json
-from finetune.engine.stages import Stage
+from finetune.engine.places import Stage, is_complete
 from finetune.evaluation.backtest import Backtests, index_returns, run_backtests, trading_bars
 from finetune.evaluation.backtest_report import write_reports
 from finetune.evaluation.backtest_signals import checked_signal

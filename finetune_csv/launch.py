@@ -28,12 +28,14 @@ def main() -> int | None:
 
     import sys
 
+    from finetune.engine.torchrun import true_code
     from finetune_csv.config import CsvConfig
-    from finetune_csv.launching import check_data, plan_launch, results, true_code
+    from finetune_csv.launching import check_data, plan_launch, results
     from finetune_csv.pipeline import stages_of
 
     if args.ended is not None:
-        print(true_code(args.ended, args.status, args.since, args.log, lambda text: print(text, file=sys.stderr)))
+        since = args.since.stat().st_mtime if args.since else 0.0
+        print(true_code(args.ended, args.status, since, args.log, lambda text: print(text, file=sys.stderr)))
         return None
     config = CsvConfig.load(args.config, args.overrides)
     stages = stages_of(config, skip_tokenizer=args.skip_tokenizer, skip_basemodel=args.skip_basemodel)

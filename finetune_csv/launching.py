@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 import shlex
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from finetune.data.panel_store import is_panel_folder
-from finetune.engine.command import EXIT_FAULT, EXIT_INPUT, EXIT_INTERRUPTED
-from finetune.engine.files import read_json
-from finetune.engine.stages import Stage
+from finetune.engine.places import Stage
 from finetune_csv.config import CsvConfig
 from kronos.errors import InputError, MissingFileError
 
 ROOT = Path(__file__).resolve().parents[1]
 _SAVE_S = 300  # torchrun kills workers that take longer than this to save after a signal; its own default is 30 s
-_REPORTED = re.compile(r"^\s*exitcode\s*:\s*(-?\d+)", re.MULTILINE)  # in torchrun's report of failed workers
-_TAIL_BYTES = 1 << 16
 
 
 @dataclass
@@ -108,38 +101,6 @@ def results(config: CsvConfig, stages: Sequence[Stage], config_file: str, overri
     csv = ROOT / "finetune_csv"
     yield f"next: python {csv / 'kaggle_inference.py'} --data {data}{same} --out predictions.csv"
     yield f"then: python {csv / 'generate_submission.py'} --predictions predictions.csv --test test.csv --out submission.csv"
-
-
-def true_code(returned: int, statuses: Sequence[Path], since: Path | None, log: Path | None, say: Callable[[str], Any]) -> int:
-    """The exit code that torchrun hid: from the newest stage's status.json, else from torchrun's own report in the log.
-
-    returned: torchrun's. since: a file made when the training began; older statuses are of former runs.
-    """
-    began = since.stat().st_mtime if since else 0.0
-    fresh = sorted((path.stat().st_mtime, path) for path in statuses if path.is_file() and path.stat().st_mtime >= began)
-    reported = _reported_codes(log)
-    first = [code for code in reported if code != -signal.SIGTERM] or reported  # torchrun terminates the others
-    if set(first) - {EXIT_INPUT, EXIT_INTERRUPTED}:
-        codes = ", ".join(map(str, dict.fromkeys(first)))
-        say(f"a rank ended with exit code {codes}" + (" (a negative number is the signal that killed it)" if min(first) < 0 else ""))
-    for _, path in reversed(fresh):
-        status = read_json(path) or {}
-        if status.get("state") in ("failed", "interrupted") and isinstance(status.get("exit_code"), int):
-            return status["exit_code"]
-    known = [code for code in reported if code > 0]
-    for code in (EXIT_INPUT, EXIT_INTERRUPTED):
-        if known and all(one == code for one in known):
-            return code
-    return EXIT_FAULT if returned in (0, EXIT_INPUT, EXIT_INTERRUPTED) else returned
-
-
-def _reported_codes(log: Path | None) -> list[int]:
-    """Exit codes in the report that torchrun prints last."""
-    if log is None or not log.is_file():
-        return []
-    with open(log, "rb") as file:
-        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
-        return [int(code) for code in _REPORTED.findall(file.read().decode("utf-8", "replace"))]
 
 
 def _named(device: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from finetune.engine.errors import InputError
-from finetune.engine.stages import Stage
+from finetune.engine.places import Stage
 from finetune_csv.config import CsvConfig
 
 

@@ -12,16 +12,15 @@ import torch
 
 from finetune.engine.balance import distinct
 from finetune.engine.batches import plan_epoch
-from finetune.engine.checkpoint import is_complete
 from finetune.engine.distributed import World
 from finetune.engine.kronos_tasks import PredictorTask, TokenizerTask
+from finetune.engine.places import Stage
 from finetune.engine.progress import peak_gib
 from finetune.engine.settings import FitSettings
-from finetune.engine.stages import Stage
 from finetune.engine.task import Task
 from finetune.engine.trainer import fit
 from finetune.engine.windows import Splits
-from finetune.pipeline import Job, prepared, tokenizer_of
+from finetune.pipeline import Job, prepared, remaining, tokenizer_of
 from finetune_csv.config import CsvConfig
 from kronos import load_tokenizer
 
@@ -64,7 +63,7 @@ def rehearse(
     """
     real = CsvConfig.load(config_file, overrides)
     if skip_existing or real.experiment.skip_existing:
-        stages = [stage for stage in stages if not is_complete(real.model_paths.best_model(stage))]
+        stages = remaining(real, stages, say)
     with tempfile.TemporaryDirectory(prefix="kronos-dry-run-") as folder:
         elsewhere = [*overrides, f"model_paths.base_save_path={folder}"]
         if processes > 1 and not real.device.cpu_threads:

@@ -11,7 +11,6 @@ With int8 the weights lie in model.int8.safetensors, so that nothing mistakes th
 """
 
 import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from kronos.int8 import quantized_predictor, quantized_tokenizer
 from kronos.loading import load_predictor, load_tokenizer, read_arguments
 from kronos.network import Kronos
 from kronos.tokenizer import KronosTokenizer
-from kronos.weights import CONFIG_FILE, fingerprint, save_module
+from kronos.weights import CONFIG_FILE, fingerprint, read_plain, save_module
 
 FORMAT, VERSION = "kronos-bundle", 1
 MANIFEST = "bundle.json"
@@ -181,10 +180,10 @@ def _read_pth(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise MissingFileError(f"there is no bundle {path}: give the folder or .pth file that python -m kronos.export wrote")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_plain(path)
     except PermissionError as error:
         raise InputError(f"cannot read {path} ({error}): check its permissions") from error
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
+    except Exception as error:  # a file that anybody may have written may fail in any way; nothing of it has been used
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{path} is not a bundle of plain tensors, or is damaged ({reason:.200}): export the pair again") from error
     if not isinstance(content, dict):

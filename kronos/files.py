@@ -42,7 +42,7 @@ def explain_os_error(error: BaseException, path: Path, action: str = "cannot wri
         fix = _FIXES.get(int(told[1]))
     elif "No space left on device" in str(error):
         fix = _FIXES[errno.ENOSPC]
-    elif "inline_container.cc" in str(error) or "PytorchStreamWriter" in str(error):
+    elif any(words in str(error) for words in ("inline_container.cc", "PytorchStreamWriter", "iostream error")):
         fix = _WRITER_GAVE_UP
     else:
         fix = None

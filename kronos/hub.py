@@ -1,5 +1,6 @@
 """From a folder name or hub id to a local folder; fails within seconds when the hub cannot be reached."""
 
+import os
 import re
 import threading
 from collections.abc import Sequence
@@ -21,14 +22,18 @@ def find_folder(name: str | Path, files: Sequence[str], revision: str | None = N
     A cached copy is used without asking the hub. Raises MissingFileError for a folder that is not there, and InputError
     for a hub that cannot be reached, a repository that does not exist, or a file in place of a folder.
     """
-    path = Path(name).expanduser()
-    if str(name).strip() and path.is_dir():
+    path = Path(os.path.expanduser(name))  # Path's own fails for the home of nobody
+    try:
+        is_folder, is_file = bool(str(name).strip()) and path.is_dir(), path.is_file()
+    except OSError:  # too long to be a path
+        is_folder = is_file = False
+    if is_folder:
         return path
-    if path.is_file():
+    if is_file:
         raise InputError(f"{name} is a file: give the folder that holds {' and '.join(files)}")
     if not _HUB_ID.fullmatch(str(name)):
         raise MissingFileError(
-            f"there is no folder {str(name)!r}: give a folder that holds {' and '.join(files)}, or a hub id such as NeoQuasar/Kronos-mini"
+            f"there is no folder {str(name)[:300]!r}: give a folder that holds {' and '.join(files)}, or a hub id such as NeoQuasar/Kronos-mini"
         )
     try:
         cached = [try_to_load_from_cache(str(name), file, revision=revision) for file in files]

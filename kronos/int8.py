@@ -46,7 +46,10 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        weight, scale = round_rows(linear.weight.detach().float())
+        if linear.weight.is_meta:  # shapes alone: torch would import its compiler (seconds, and a folder in /tmp) to work them out
+            weight, scale = torch.empty_like(linear.weight, dtype=torch.int8), linear.weight.new_empty(self.out_features, 1)
+        else:
+            weight, scale = round_rows(linear.weight.detach().float())
         self.register_buffer("weight", weight)
         self.register_buffer("weight_scale", scale.squeeze(1))
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().clone(), requires_grad=False)

@@ -33,9 +33,10 @@ class Rotary(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
-        self.register_buffer("inv_freq", self._frequencies(None))
+        # on the CPU wherever the module is made: on "meta", where sizes are checked, torch would import its compiler for a division
+        self.register_buffer("inv_freq", self._frequencies(torch.device("cpu")).to(torch.get_default_device()))
 
-    def _frequencies(self, device: torch.device | None) -> Tensor:
+    def _frequencies(self, device: torch.device) -> Tensor:
         return 1.0 / (10000 ** (torch.arange(0, self.dim, 2, device=device).float() / self.dim))
 
     def table(self, length: int, dtype: torch.dtype) -> Rotation:

@@ -7,11 +7,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kronos.arguments import check_arguments
 from kronos.layers import Attention, Block, Dropout, RMSNorm, run_blocks
-from kronos.published import PublishedModule, check_arguments
+from kronos.published import PublishedModule
 
 STAMP_SIZES = {"minute": 60, "hour": 24, "weekday": 7, "day": 32, "month": 13}  # columns of `stamps`, in order
 CROSS_HEADS = 4  # the published cross-attention has four heads at every size
+
+
+class _Table(nn.Embedding):
+    """nn.Embedding; on "meta", where only sizes are checked, it draws no numbers: torch would import its compiler for that, in seconds."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
 
 
 class TokenEmbedding(nn.Module):
@@ -19,8 +28,8 @@ class TokenEmbedding(nn.Module):
 
     def __init__(self, s1_bits: int, s2_bits: int, d_model: int) -> None:
         super().__init__()
-        self.emb_s1 = nn.Embedding(2**s1_bits, d_model)
-        self.emb_s2 = nn.Embedding(2**s2_bits, d_model)
+        self.emb_s1 = _Table(2**s1_bits, d_model)
+        self.emb_s2 = _Table(2**s2_bits, d_model)
         self.fusion_proj = nn.Linear(2 * d_model, d_model)
 
     def forward(self, s1: Tensor, s2: Tensor) -> Tensor:
@@ -34,10 +43,12 @@ class _SineTable(nn.Module):
 
     def __init__(self, rows: int, d_model: int) -> None:
         super().__init__()
-        angles = torch.outer(torch.arange(rows).float(), torch.exp(torch.arange(0, d_model, 2).float() * (-math.log(10000.0) / d_model)))
+        cpu = torch.device("cpu")  # as in `Rotary`
+        falling = torch.exp(torch.arange(0, d_model, 2, device=cpu).float() * (-math.log(10000.0) / d_model))
+        angles = torch.outer(torch.arange(rows, device=cpu).float(), falling)
         table = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)  # sine and cosine columns alternate
-        self.emb = nn.Embedding(rows, d_model)
-        self.emb.weight = nn.Parameter(table, requires_grad=False)
+        self.emb = _Table(rows, d_model)
+        self.emb.weight = nn.Parameter(table.to(torch.get_default_device()), requires_grad=False)
 
     @property
     def weight(self) -> Tensor:
@@ -50,7 +61,7 @@ class StampEmbedding(nn.Module):
     def __init__(self, d_model: int, learned: bool) -> None:
         super().__init__()
         for name, rows in STAMP_SIZES.items():
-            self.add_module(f"{name}_embed", nn.Embedding(rows, d_model) if learned else _SineTable(rows, d_model))
+            self.add_module(f"{name}_embed", _Table(rows, d_model) if learned else _SineTable(rows, d_model))
 
     def forward(self, stamps: Tensor) -> Tensor:
         """[B, T, 5] of any number type -> [B, T, d]."""
@@ -139,7 +150,7 @@ class Kronos(PublishedModule):
         learn_te: bool,
     ) -> None:
         super().__init__()
-        self._arguments = check_arguments(type(self), locals())
+        self._arguments = check_arguments(self.argument_names(), locals())
         self.embedding = TokenEmbedding(s1_bits, s2_bits, d_model)
         self.time_emb = StampEmbedding(d_model, learn_te)
         self.token_drop = Dropout(token_dropout_p)
@@ -152,6 +163,8 @@ class Kronos(PublishedModule):
 
     @staticmethod
     def _initialise(module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding) and module.weight.is_meta:
+            return  # as in `_Table`
         if isinstance(module, nn.Linear):
             nn.init.xavier_normal_(module.weight)
             if module.bias is not None:

@@ -1,7 +1,6 @@
-"""What tokenizer and predictor have in common as published models: constructor arguments as config.json, saving, loading, checks."""
+"""What tokenizer and predictor have in common as published models: constructor arguments as config.json, saving, loading."""
 
 import inspect
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,49 +8,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
-from kronos.errors import InputError
 from kronos.weights import load_module, save_module
-
-# Argument -> smallest, largest. Far beyond any published size: they only keep a damaged or hostile config from asking for terabytes.
-_INTEGERS = {
-    "d_in": (1, 4096),
-    "d_model": (8, 65536),
-    "n_heads": (1, 1024),
-    "ff_dim": (1, 1 << 20),
-    "n_layers": (1, 1024),
-    "n_enc_layers": (1, 1024),
-    "n_dec_layers": (1, 1024),
-    "s1_bits": (1, 20),
-    "s2_bits": (1, 20),
-    "group_size": (1, 40),
-}
-
-
-def _check_value(key: str, value: Any) -> None:
-    if key in _INTEGERS:
-        low, high = _INTEGERS[key]
-        if type(value) is not int or not low <= value <= high:
-            raise InputError(f"{key} is {value!r}: it must be a whole number from {low} to {high}")
-    elif key == "learn_te":
-        if type(value) is not bool:
-            raise InputError(f"learn_te is {value!r}: it must be true or false")
-    elif type(value) not in (int, float) or not abs(value) < 1e6:
-        raise InputError(f"{key} is {value!r}: it must be a finite number")
-    elif key.endswith("_dropout_p") and not 0 <= value < 1:
-        raise InputError(f"{key} is {value!r}: a dropout probability must be at least 0 and below 1")
-
-
-def check_arguments(cls: "type[PublishedModule]", given: Mapping[str, Any]) -> dict[str, Any]:
-    """Pick the constructor arguments of `cls` out of `given` and check each and their fit; raises InputError naming the argument."""
-    arguments = {key: given[key] for key in cls.argument_names()}
-    for key, value in arguments.items():
-        _check_value(key, value)
-    d_model, n_heads = arguments["d_model"], arguments["n_heads"]
-    if d_model % (2 * n_heads):
-        raise InputError(f"d_model {d_model} with n_heads {n_heads}: heads must be of even size; make d_model a multiple of {2 * n_heads}")
-    if d_model % 8:
-        raise InputError(f"d_model is {d_model}: the four cross-attention heads need a multiple of 8")
-    return arguments
 
 
 class PublishedModule(nn.Module, PyTorchModelHubMixin):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kronos.errors import InputError
+from kronos.arguments import check_groups
 
 
 class _SphericalCode(nn.Module):
@@ -15,8 +15,9 @@ class _SphericalCode(nn.Module):
 
     def __init__(self, bits: int, group_size: int) -> None:
         super().__init__()
-        self.register_buffer("basis", 2 ** torch.arange(bits - 1, -1, -1))
-        self.register_buffer("group_basis", 2 ** torch.arange(group_size - 1, -1, -1))
+        for name, size in (("basis", bits), ("group_basis", group_size)):
+            powers = 2 ** torch.arange(size - 1, -1, -1, device="cpu")  # on the CPU for the reason that `layers.Rotary` gives
+            self.register_buffer(name, powers.to(torch.get_default_device()))
 
 
 def _pack(bits: Tensor) -> Tensor:
@@ -45,8 +46,7 @@ class Quantizer(nn.Module):
         super().__init__()
         self.s1_bits, self.s2_bits, self.bits = s1_bits, s2_bits, s1_bits + s2_bits
         self.beta, self.gamma0, self.gamma, self.zeta = beta, gamma0, gamma, zeta
-        if self.bits % group_size:
-            raise InputError(f"group_size {group_size} does not divide s1_bits + s2_bits = {self.bits}: choose a divisor of {self.bits}")
+        check_groups(self.bits, group_size)
         self.bsq = _SphericalCode(self.bits, group_size)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kronos.arguments import check_arguments
 from kronos.layers import Block, run_blocks
-from kronos.published import PublishedModule, check_arguments
+from kronos.published import PublishedModule
 from kronos.quantizer import Quantizer
 
 
@@ -46,7 +47,7 @@ class KronosTokenizer(PublishedModule):
         group_size: int,
     ) -> None:
         super().__init__()
-        self._arguments = check_arguments(type(self), locals())
+        self._arguments = check_arguments(self.argument_names(), locals())
         sizes = (d_model, n_heads, ff_dim, ffn_dropout_p, attn_dropout_p, resid_dropout_p)
         self.embed = nn.Linear(d_in, d_model)
         self.encoder = nn.ModuleList(Block(*sizes) for _ in range(n_enc_layers - 1))

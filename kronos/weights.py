@@ -6,6 +6,7 @@ Only safetensors is read or written: no pickle is ever loaded.
 import hashlib
 import json
 import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from kronos.arguments import CONFIG_FILE, read_arguments_file
 from kronos.errors import InputError, MissingFileError
 from kronos.files import atomic_path
 from kronos.hub import find_folder
 
-CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 _MAX_HEADER = 8 << 20  # bytes; the largest published model needs 30 KB
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _NAMED = 3  # how many wrong tensors a message names
 
 
@@ -71,22 +73,22 @@ def load_module(cls: type, name: str | Path, *, revision: str | None = None, ove
 
 def read_config(path: Path, cls: type) -> dict[str, Any]:
     """Constructor arguments of `cls` from a config.json; raises InputError naming the file and what is wrong."""
-    if not path.is_file():
-        raise MissingFileError(f"{path} is missing: a {cls.__name__} folder holds {CONFIG_FILE} and {WEIGHTS_FILE}; check its name")
+    return read_arguments_file(path, cls.argument_names(), cls.__name__)
+
+
+def read_plain(path: Path) -> Any:
+    """What torch.save wrote, made of plain tensors, texts and numbers, on the CPU. Raises what torch.load does, or InputError.
+
+    No pickle is executed (weights_only), and nothing is unpacked that is larger than it looks: torch.save never compresses.
+    """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}): copy it again from where the weights came from") from error
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({error}): check its permissions") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path} holds a {type(config).__name__}, not an object of {cls.__name__}'s arguments")
-    wanted = cls.argument_names()
-    missing, unknown = [key for key in wanted if key not in config], sorted(set(config) - set(wanted))
-    if missing or unknown:
-        parts = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
-        raise InputError(f"{path} {' and '.join(parts)}: it does not describe a {cls.__name__}; is this the folder of another model?")
-    return config
+        with zipfile.ZipFile(path) as archive:
+            packed = next((info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED), None)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise InputError(f"{path} is not what torch.save writes, or is damaged ({error}): write it again") from error
+    if packed is not None:
+        raise InputError(f"{path}: {packed!r} in it is compressed, which torch.save never does: refused; write it again")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _read_weights(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -129,7 +131,7 @@ def _check_names(path: Path, found: Mapping[str, tuple[int, ...]], expected: Map
 
 
 def _finite(path: Path, key: str, tensor: Tensor, like: Tensor) -> Tensor:
-    if tensor.is_floating_point() != like.is_floating_point():
+    if tensor.is_floating_point() != like.is_floating_point() or (like.is_floating_point() and tensor.dtype not in _FLOATS):
         raise InputError(f"{path}: {key} is of type {tensor.dtype}, expected {like.dtype}: copy or download it again")
     if not torch.isfinite(tensor).all():
         bad = int((~torch.isfinite(tensor)).sum())

@@ -2,10 +2,25 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
-from benchmarks import coverage, forecast, loader, panel_memory, peer, ranks, resume, run_all, train_step
+from benchmarks import (
+    coverage,
+    forecast,
+    loader,
+    multi_model,
+    panel_memory,
+    peer,
+    ranks,
+    resume,
+    run_all,
+    tft,
+    tft_rows,
+    tft_side,
+    train_step,
+)
 from benchmarks.common import Report, make_panel
 from kronos.errors import InputError
 
@@ -109,6 +124,38 @@ def test_memory_is_told_at_every_stage_up_to_the_first_batch(monkeypatch, tmp_pa
     assert "built" in report.details and "built" not in panel_memory.main(given).details, "the second time it is reused"
 
 
+@pytest.fixture
+def played_jobs(monkeypatch):
+    """The jobs of the scheduler are played: side by side they take half of the time."""
+
+    def run(runner):
+        for job in runner.jobs:
+            runner.state.set(job, "done", reason="", code=0, seconds=1.0)
+        multi_model.time.sleep(0.4 / len(runner.free))
+        return 0
+
+    monkeypatch.setattr(multi_model.Runner, "run", run)
+
+
+def test_models_side_by_side_are_compared_with_one_after_the_other_and_a_plan_is_a_whole_process(played_jobs):
+    report = multi_model.main(["--rounds", "1"])
+    assert passed(report)[0] and "s against" in report.rows[0].seen and "of CPU" in report.rows[1].seen
+    assert set(report.details["seconds of the jobs, parallel"]) == {f"m0{n}-{stage}" for n in "01" for stage in ("tokenizer", "predictor")}
+
+
+def test_a_job_that_fails_gives_no_figure(monkeypatch):
+    monkeypatch.setattr(multi_model.Runner, "run", lambda self: 1)
+    with pytest.raises(InputError, match="a job failed"):
+        multi_model.main(["--rounds", "1"])
+
+
+def test_every_benchmark_of_the_list_is_there_and_takes_the_flags_that_it_is_run_with():
+    folder = Path(run_all.__file__).parent
+    for name in run_all.NAMES:
+        text = (folder / f"{name}.py").read_text(encoding="utf-8")
+        assert "parser_for(NAME" in text and ("clock_argument(parser)" in text or name not in run_all.TIMED), name
+
+
 def test_the_page_holds_every_row_and_the_command_of_each_benchmark(tmp_path):
     report = coverage.main([*TINY, "--per-epoch", "90", "--out", str(tmp_path / "coverage.json")])
     saved = json.loads((tmp_path / "coverage.json").read_text())
@@ -120,6 +167,27 @@ def test_a_benchmark_that_breaks_down_is_a_failed_row_and_the_page_is_still_writ
     """It breaks down because the peer is not a checkout."""
     assert run_all.main(["--only", "coverage", "--peer", str(tmp_path), "--out", str(tmp_path / "page.md")]) == 1
     assert "broke down with exit code 2" in (tmp_path / "page.md").read_text()
+
+
+class _HalfHere:
+    """Our half of the transformer's table, in this process."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error): ...
+
+    def __call__(self, do, **arguments):
+        return getattr(tft_side, do)(**arguments)
+
+
+def test_the_transformers_table_is_built_and_its_windows_are_gathered(monkeypatch):
+    monkeypatch.setattr(tft_rows, "_Ours", _HalfHere)
+    monkeypatch.setattr(tft_rows, "_BATCHES", 2)
+    report = tft.main(["--hidden", "--rows", "4000", "--row-features", "12", "--rounds", "1"])
+    measures = [row.measure.split(",")[0] for row in report.rows]
+    assert measures == ["loader", "build", "peak beside the frame"] and all(row.passed for row in report.rows[:2])
+    assert tft_side.batches(1, 64, "wall", shared=True) > 0 and len(tft_side._state["windows"].train) > 2000
 
 
 def test_bars_are_valid_and_stamped_by_the_calendar():

@@ -73,6 +73,16 @@ def test_parameters_are_counted_as_torch_counts_them(stage, build, table):
         assert parameter_count(stage, arguments) == counted
 
 
+def test_a_model_that_starts_from_random_weights_says_so_and_names_no_published_one():
+    manager = ConfigManager(environment={})
+    published = {"tokenizer": "NeoQuasar/Kronos-Tokenizer-base", "predictor": "NeoQuasar/Kronos-small"}
+    assert manager.load_config("model_a_4h").get_model_info()["starts_from"] == published
+    both = manager.load_config("model_a_4h", ["experiment.pre_trained=false"]).get_model_info()["starts_from"]
+    assert both == {"tokenizer": "random weights", "predictor": "random weights"}
+    one = manager.load_config("model_a_4h", ["experiment.pre_trained_predictor=false"]).get_model_info()["starts_from"]
+    assert one == {**published, "predictor": "random weights"}
+
+
 # ---- names, paths, extends
 
 
@@ -299,7 +309,7 @@ def test_diff_list_and_validate_tell_what_there_is(tmp_path):
         and any(line.split()[0] == "two" and line.endswith("one") for line in listed.splitlines()[2:4])
     )
     told = validate_text(manager, ["one"])
-    assert "one: ok; its bars are to be made: python finetune/prepare_kronos_data.py --config one" in told
+    assert "one: ok; its bars are to be made: python " in told and "prepare_kronos_data.py --config one" in told
 
 
 # ---- ready to train

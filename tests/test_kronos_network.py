@@ -1,10 +1,13 @@
 """Predictor and tokenizer networks: causality, determinism, precisions, devices, checkpointing."""
 
+import random
+
 import pytest
 import torch
 from torch import nn
 
 from kronos import InputError, Kronos, KronosTokenizer, next_token_loss
+from kronos.arguments import NAMES, check_arguments
 from kronos.network import sample_tokens
 
 SMALL = {
@@ -211,6 +214,35 @@ WRONG = [
 def test_impossible_arguments_are_named(change, words):
     with pytest.raises(InputError, match=words):
         predictor(**change)
+
+
+@pytest.mark.parametrize(("kind", "build"), [("tokenizer", KronosTokenizer), ("predictor", Kronos)])
+def test_whatever_passes_the_checks_that_need_no_torch_can_be_built_and_nothing_else(kind, build):
+    assert sorted(NAMES[kind]) == sorted(build.argument_names())
+    chance = random.Random(3)
+    sizes = {
+        "d_model": (8, 12, 16, 24, 40),
+        "n_heads": (1, 2, 3, 4, 5),
+        "s1_bits": (0, 1, 3, 4),
+        "s2_bits": (2, 5),
+        "group_size": (1, 2, 3, 4),
+    }
+    sizes |= {"n_enc_layers": (0, 1, 3), "n_dec_layers": (1, 2), "n_layers": (0, 1, 2), "ff_dim": (1, 7), "d_in": (6,)}
+    wanted = {True: 0, False: 0}
+    for _ in range(150):
+        arguments = {name: chance.choice(sizes[name]) if name in sizes else 0.1 for name in NAMES[kind]}
+        arguments |= {"learn_te": chance.choice((True, False))} if kind == "predictor" else {}
+        outcomes = []
+        for attempt in (lambda given: check_arguments(NAMES[kind], given), lambda given: build(**given)):
+            try:
+                with torch.device("meta"):
+                    attempt(arguments)
+                outcomes.append("fine")
+            except InputError as error:
+                outcomes.append(str(error))
+        assert outcomes[0] == outcomes[1], arguments
+        wanted[outcomes[0] == "fine"] += 1
+    assert min(wanted.values()) > 10, wanted
 
 
 def test_a_group_size_that_does_not_divide_the_bits_is_named():

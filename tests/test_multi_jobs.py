@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from finetune.jobs import Job
-from finetune.jobs_run import Runner, Slot, command_of, environment_of, last_words, slots
+from finetune.jobs_run import Runner, Slot, command_of, environment_of, last_lines, last_words, slots
 from finetune.jobs_state import LOCK, RunState, folder_to_resume, locked, new_folder
 from finetune.jobs_table import Display, LiveTable, Work, progress_of
 from kronos.errors import InputError
@@ -213,7 +213,7 @@ def _can_lock(folder: Path) -> bool:
 
 def test_a_second_trainer_on_one_folder_is_refused_naming_the_first(tmp_path):
     with locked([tmp_path / "model"]):
-        told = rf"model is being trained in by another trainer \(pid {os.getpid()}, since 20"
+        told = rf"model is being trained in by another run \(pid {os.getpid()} on .*, since 20.*pytest"
         with pytest.raises(InputError, match=told), locked([tmp_path / "earlier", tmp_path / "model"]):
             pass
         assert _can_lock(tmp_path / "earlier"), "what the refused one had taken is free again"
@@ -279,10 +279,39 @@ def test_on_the_cpu_a_worker_has_its_share_of_threads_and_no_more(tmp_path):
 def test_under_torchrun_the_code_in_status_json_counts_and_not_torchruns_own(tmp_path):
     folder = tmp_path / "a" / "tokenizer"
     folder.mkdir(parents=True)
-    code = f"import pathlib, sys; pathlib.Path({str(folder / 'status.json')!r}).write_text('{{\"exit_code\": 75}}'); sys.exit(1)"
+    status = '{"state": "interrupted", "exit_code": 75}'
+    code = f"import pathlib, sys; pathlib.Path({str(folder / 'status.json')!r}).write_text({status!r}); sys.exit(1)"
     assert run(tmp_path, [job(tmp_path, "a", code=code)])[1].jobs["a-tokenizer"]["state"] == "interrupted"
     os.utime(folder / "status.json", (1, 1))  # a former run's
     assert run(tmp_path, [job(tmp_path, "a", code="raise SystemExit(1)")])[1].jobs["a-tokenizer"]["state"] == "failed"
+
+
+REPORT = "error: no such key\n====\nexample FAILED\n  rank      : 0 (local_rank: 0)\n  exitcode  : {0} (pid: 1)\n"  # torchrun's, in short
+
+
+def test_a_mistake_before_there_is_a_run_folder_is_read_from_torchruns_own_report_of_this_attempt(tmp_path):
+    wrong = job(tmp_path, "a", code=f"print({REPORT.format(2)!r}); raise SystemExit(1)")
+    _, state, _ = run(tmp_path, [wrong])
+    assert (state.jobs["a-tokenizer"]["code"], state.jobs["a-tokenizer"]["reason"]) == (2, "error: no such key")
+    _, state, _ = run(tmp_path, [job(tmp_path, "a", code="raise SystemExit(1)")], resume=True)
+    assert state.jobs["a-tokenizer"]["code"] == 1, "the report of the first attempt is in the same log"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("does", "code", "reason"),
+    [
+        ("print('error: bad key', file=sys.stderr); sys.exit(2)", 2, "error: bad key"),
+        ("raise ValueError('boom')", 1, "ValueError: boom"),
+        ("os.kill(os.getpid(), 9)", 1, "a rank ended with exit code -9 (a negative number is the signal that killed it)"),
+    ],
+)
+def test_torchrun_hides_how_its_ranks_ended_and_the_scheduler_finds_it(tmp_path, does, code, reason):
+    (tmp_path / "worker.py").write_text(f"import os, sys; print('working'); {does}")
+    start = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(tmp_path / "worker.py"))
+    _, state, _ = run(tmp_path, [Job("a", "tokenizer", start, tmp_path / "a")])
+    assert (state.jobs["a-tokenizer"]["code"], state.jobs["a-tokenizer"]["reason"]) == (code, reason)
+    assert not any("exitcode" in line for line in last_lines(tmp_path / "run" / "a-tokenizer.log"))
 
 
 # ---- what is shown

@@ -14,7 +14,9 @@ import pytest
 import yaml
 from bars import make_frame, make_panel
 
-from finetune.config_manager import ConfigManager
+from finetune.config_manager import ConfigManager, list_text
+from finetune.data.resampling_settings import panel_settings
+from finetune.engine.devices import has_driver
 from finetune.engine.files import read_json
 from finetune.jobs import plan
 from finetune.jobs_costs import memory_gib, too_large, windows_of
@@ -116,7 +118,7 @@ def _replace(folder: Path, old: str, new: str) -> None:
 
 def test_two_models_that_write_to_one_folder_are_refused_with_the_key_to_change(tmp_path):
     manager = models(tmp_path, "a", "b", model_paths={"exp_name": "same"})
-    with pytest.raises(InputError, match=r"a and b both write to .*same; give each its own model_paths.exp_name"):
+    with pytest.raises(InputError, match=r"a and b both write to .*same; give each a folder of its own .model_paths.exp_name"):
         plan_of(manager, "a", "b")
 
 
@@ -127,9 +129,37 @@ def test_missing_bars_and_a_missing_tokenizer_are_told_with_the_commands_that_ma
     assert "Predictor requires tokenizer" in told[1] and "train_tokenizer_multi.py --config a" in told[1]
     made = plan_of(manager, "a", prepare=True)
     assert made.problems == () and made.jobs[0].name == "a-prepare" and "a-prepare" in made.jobs[1].needs
-    with pytest.raises(InputError, match="there are no prepared bars"):
+    with pytest.raises(
+        InputError, match=r"there are no prepared bars (?s:.*)\n- with --prepare, multi_model_trainer.py makes these bars itself"
+    ):
         run_session(session_of(Wish(("a",), logs=tmp_path / "logs"), manager, CPU))
     assert not (tmp_path / "logs").exists()
+
+
+def test_bars_that_were_made_with_other_settings_are_to_be_made_again_and_what_was_trained_on_them_too(tmp_path):
+    manager = models(tmp_path, "a")
+    config = manager.load_config("a")
+    manifest = {"settings": panel_settings(config)}
+    (config.panel_folder / "manifest.json").write_text(json.dumps(manifest))
+    trained(manager, "a", "tokenizer")
+    assert plan_of(manager, "a", resume=True).problems == () and not config.needs_panel
+    manifest["settings"] |= {"calendar": "XSHG", "missing": "drop"}
+    (config.panel_folder / "manifest.json").write_text(json.dumps(manifest))
+    told = plan_of(manager, "a").problems[0]
+    assert "timeframe.calendar 'XSHG' (now ''); data.missing 'drop' (now 'error'); make them again: " in told and "--config a" in told
+    made = plan_of(manager, "a", resume=True, prepare=True)
+    assert made.problems == () and made.jobs[0].name == "a-prepare" and not any(marks(made).values())
+    assert "otherwise" in list_text(manager)
+    assert plan_of(manager, "a", resume=True).jobs[0].done, "only what reads the bars has to wait for them"
+
+
+def test_the_commands_in_messages_work_in_the_folder_that_the_user_is_in(tmp_path, monkeypatch):
+    config = models(tmp_path, "a").load_config("a")
+    monkeypatch.chdir(ROOT)
+    assert config.prepare_command == f"python {Path('finetune', 'prepare_kronos_data.py')} --config a"
+    monkeypatch.chdir(tmp_path)
+    for command in (config.prepare_command, config.tokenizer_command, config.train_command):
+        assert Path(command.split()[1]).is_file()
 
 
 # ---- what is done already
@@ -182,10 +212,12 @@ def test_the_plan_tells_windows_steps_memory_disk_commands_and_what_exists(tmp_p
     assert "GiB memory" in text and "MiB disk" in text and "GiB free" in text
 
 
-def test_windows_of_the_plan_are_those_that_training_cuts(tmp_path):
+@pytest.mark.parametrize("sampling", ["rows", "symbols", "sqrt"])
+def test_windows_of_the_plan_are_those_that_training_cuts(tmp_path, sampling):
     from finetune.engine.distributed import World
 
-    config = models(tmp_path, "a").load_config("a")
+    config = models(tmp_path, "a", data={**TINY["data"], "sampling": sampling, "window_stride": 3}).load_config("a")
+    make_panel(3, [160, 90, 60]).save(config.panel_folder)
     cut = config.cut(World(), lambda _: None)[1]
     assert windows_of(config) == ((len(cut.train), len(cut.val)), True)
 
@@ -230,6 +262,26 @@ def test_twenty_models_are_planned_in_two_seconds(tmp_path):
     began = time.process_time()
     text = plan_text(session_of(Wish(mode="parallel"), manager, CPU))
     assert time.process_time() - began < 2.0 and "20 models, 60 jobs" in text
+
+
+@pytest.mark.skipif(has_driver(), reason="where a GPU may be, the plan has to ask torch")
+def test_a_plan_of_prepared_models_and_every_look_at_configurations_waits_for_neither_torch_nor_pandas(tmp_path):
+    """The import of torch alone takes a second: nothing that only reads files may pay it."""
+    models(tmp_path, "a")
+    trained(ConfigManager(tmp_path / "models", {}), "a", "tokenizer")
+    looks = [
+        ("multi_model_trainer.py", "--models", "models/a.yaml", "--dry-run", "--resume"),
+        ("config_manager.py", "--list-configs"),
+        ("config_manager.py", "--show", "model_a_4h"),
+        ("config_manager.py", "--diff", "model_a_4h", "model_b_1d"),
+        ("config_manager.py", "--validate"),
+    ]
+    for name, *arguments in looks:
+        path = str(ROOT / "finetune" / name)
+        code = f"import runpy, sys; sys.argv = {[name, *arguments]!r}\ntry:\n    runpy.run_path({path!r}, run_name='__main__')\nfinally:\n"
+        code += "    print(sorted({'torch', 'pandas', 'huggingface_hub', 'matplotlib'} & set(sys.modules)))"
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0 and done.stdout.endswith("[]\n"), (name, arguments, done.stdout, done.stderr)
 
 
 def test_a_dry_run_writes_nothing_and_unknown_models_and_bad_flags_end_with_2(tmp_path):

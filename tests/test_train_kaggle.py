@@ -24,9 +24,10 @@ from test_pipeline import SIZES
 from finetune.data import build_panel
 from finetune.data.kaggle_test_rows import TestRows
 from finetune.engine import progress
+from finetune.engine.torchrun import true_code
 from finetune_csv import launching
 from finetune_csv.config import CsvConfig
-from finetune_csv.launching import plan_launch, true_code
+from finetune_csv.launching import plan_launch
 from finetune_csv.rehearsal import span
 from kronos.errors import InputError
 
@@ -205,7 +206,7 @@ def test_the_true_exit_code_comes_from_the_status_else_from_torchruns_report(tmp
     (tmp_path / "train.log").write_text(log)
     if status:
         path.write_text(json.dumps(status))
-    assert true_code(1, [path], began, tmp_path / "train.log", lines.append) == code
+    assert true_code(1, [path], began.stat().st_mtime, tmp_path / "train.log", lines.append) == code
     assert told in "".join(lines) and bool(lines) == bool(told)
 
 
@@ -214,7 +215,7 @@ def test_a_status_of_a_former_run_tells_nothing(tmp_path):
     path.write_text('{"state": "failed", "exit_code": 2}')
     time.sleep(0.05)
     began.touch()
-    assert true_code(1, [path], began, None, print) == 1
+    assert true_code(1, [path], began.stat().st_mtime, None, print) == 1
 
 
 # ---- runs

@@ -11,16 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import environ
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import field_validator
 
-from finetune.data.load import load_panel
-from finetune.data.panel import Panel
 from finetune.data.panel_store import is_panel_folder
 from finetune.engine.comet import CometSettings
 from finetune.engine.config import Section, key, load_config
-from finetune.engine.distributed import World
 from finetune.engine.run_sections import ExperimentSection, ModelPathsSection
 from finetune.engine.sections import (
     DeviceSection,
@@ -32,8 +29,11 @@ from finetune.engine.sections import (
     WindowSection,
     known_timezone,
 )
-from finetune.engine.splits import make_splits
-from finetune.engine.windows import Splits
+
+if TYPE_CHECKING:  # a configuration that is only looked at need not wait for pandas and torch
+    from finetune.data.panel import Panel
+    from finetune.engine.distributed import World
+    from finetune.engine.windows import Splits
 
 
 class ColumnsSection(Section):
@@ -101,6 +101,8 @@ class CsvDataSection(WindowSection, CsvSection):
 
     def load(self, say: Callable[[str], Any] = print) -> Panel:
         """Read and clean the bars. Raises what `load_panel` raises."""
+        from finetune.data.load import load_panel
+
         columns = {name: theirs for name, theirs in self.columns if theirs != name}
         paths = self.data_path[0] if len(self.data_path) == 1 else self.data_path
         return load_panel(SimpleNamespace(**{**dict(self), "columns": columns, "data_path": paths}), say=say)
@@ -128,6 +130,9 @@ class PipelineConfig(Section):
 
     def cut(self, here: World, say: Callable[[str], Any]) -> tuple[Panel, Splits]:
         """The panel, read once, and its windows; further ranks open rank 0's copy memory-mapped, so that all share its pages."""
+        from finetune.data.panel import Panel
+        from finetune.engine.splits import make_splits
+
         data = self.data
         if here.size == 1 or data.is_panel:
             panel = data.load(say)

@@ -7,6 +7,7 @@ import gzip
 import io
 import re
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ _NULLS = sorted({spelling for word in EMPTY for spelling in (word, word.upper(),
 _EMPTY_LINES = re.compile(r"(?:[^\S\r\n]*(?:\r\n|\n|\r))*")
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _BLOCK_BYTES = 1 << 26  # a row longer than this is not a row of bars
+_EXPANSION, _SMALL_BYTES = 100, 1 << 26  # bars pack three to ten times smaller, the same bar again and again 60 times
 _NUMBERS = ("open", "high", "low", "close", "volume", "amount")
 
 
@@ -70,9 +72,11 @@ def read_table(file: Path, *, mapping: Mapping[str, str] | None = None, symbol_c
 
 def _bytes_of(file: Path) -> bytes:
     try:
+        if file.exists() and not file.is_file():
+            raise InputError(f"{file}: is a folder, a device or a pipe; give a file")  # reading might never end
         data = file.read_bytes()
         if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
+            data = _unpacked(data, file)
     except FileNotFoundError:
         raise MissingFileError(f"{file}: there is no such file; check data.data_path") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -82,6 +86,21 @@ def _bytes_of(file: Path) -> bytes:
     if not data.strip():
         raise InputError(f"{file}: the file is empty; give a CSV with a header line and bars")
     return data
+
+
+def _unpacked(data: bytes, file: Path) -> bytes:
+    """What a gzip archive holds, unless it grows as no bars do: a few kilobytes can claim many gigabytes."""
+    allowed, pieces, size = max(_SMALL_BYTES, _EXPANSION * len(data)), [], 0
+    with gzip.open(io.BytesIO(data)) as archive:
+        while piece := archive.read(1 << 22):
+            pieces.append(piece)
+            size += len(piece)
+            if size > allowed:
+                raise InputError(
+                    f"{file}: its {len(data):,} bytes unpack to more than {allowed:,}, as no archive of bars does; if these are bars, "
+                    "unpack it yourself (gunzip)"
+                )
+    return b"".join(pieces)
 
 
 def _decode(data: bytes, file: Path) -> tuple[str, list[str]]:
@@ -125,9 +144,10 @@ def _header(text: str, file: Path) -> _Header:
         raise InputError(f"{file}: the first line {shown(line)} holds one field; separate columns by commas, semicolons or tabs")
     if all(name[:1].isdigit() for name in names if name):
         raise InputError(f"{file}: the first line {shown(line)} has no names; write a header: timestamps,open,high,low,close,volume,amount")
-    twice = next((name for name in names if name and names.count(name) > 1), "")
+    counts = Counter(names)
+    twice = next((name for name in names if name and counts[name] > 1), "")
     if twice:
-        raise InputError(f"{file}: column {twice!r} is there {names.count(twice)} times; remove or rename one")
+        raise InputError(f"{file}: column {twice!r} is there {counts[twice]} times; remove or rename one")
     names = [name or f"unnamed_{place}" for place, name in enumerate(names, 1)]
     return _Header(1 + len(_LINE_END.findall(text[:start])), names, separator)
 
@@ -181,9 +201,14 @@ def _blank(table: pa.Table) -> np.ndarray:
 
 def _read_parquet(file: Path, data: bytes, mapping: Mapping[str, str], symbol_column: str) -> Table:
     try:
-        frame = pyarrow.parquet.read_table(io.BytesIO(data)).to_pandas()
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file}: the parquet file is damaged ({error}); write it again") from error
+        stored = pyarrow.parquet.ParquetFile(io.BytesIO(data))
+        claimed = stored.metadata.num_rows * stored.metadata.num_columns * 8
+        if claimed <= max(_SMALL_BYTES, _EXPANSION * len(data)):
+            frame = stored.read().to_pandas()
+    except Exception as error:  # pandas' own notes inside it may be anything, and fail in any way
+        raise InputError(f"{file}: the parquet file is damaged ({str(error).strip():.300}); write it again") from error
+    if claimed > max(_SMALL_BYTES, _EXPANSION * len(data)):
+        raise InputError(f"{file}: {len(data):,} bytes claim to hold {stored.metadata.num_rows:,} rows, as no bars do; write it again as CSV")
     return table_of_frame(frame, str(file), mapping=mapping, symbol_column=symbol_column)
 
 

@@ -151,11 +151,17 @@ class Panel:
         return cls._of(arrays, meta, meta["fingerprint"])
 
     def verify(self) -> None:
-        """Read every row and compare with the stored fingerprint (slow for large panels). Raises InputError if they differ."""
+        """Read every row: check it, and compare with the stored fingerprint (slow for large panels). Raises InputError for what is wrong."""
         meta = meta_of(self.columns, self.series, self.target_names, self.stamp, self.timezone)
         found = fingerprint_of(self._arrays(), meta)
         if found != self.fingerprint:
             raise InputError(f"panel fingerprint is {found} but {self.fingerprint} was stored: its files changed; make the panel again")
+        try:
+            check_rows(self._arrays(), self.series, self.columns)  # whoever forged the arrays may have forged the fingerprint
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(f"{error}; make the panel again") from error
 
     def _arrays(self) -> dict[str, np.ndarray]:
         names = ("features", "stamps", "times", "origin", "offsets", "breaks", "targets")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from contextlib import suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from kronos.errors import InputError, MissingFileError
 from kronos.files import explained, flush_folder
@@ -73,6 +76,7 @@ class FolderWriter:
     def __enter__(self) -> FolderWriter:
         with explained(self.folder, "cannot write the panel"):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(self.folder)
             shutil.rmtree(self._fresh, ignore_errors=True)
             self._fresh.mkdir()
         return self
@@ -152,6 +156,19 @@ def _swap(fresh: Path, folder: Path, old: Path) -> None:
     flush_folder(folder.parent)
 
 
+def _sweep(folder: Path) -> None:
+    """Clear away what killed writers left beside `folder`; a panel that had stepped aside for one, and lost its place, comes back."""
+    for tag in ("old", "new"):
+        for left in folder.parent.glob(f".{escape(folder.name)}.{tag}-*"):
+            owner = left.name.rpartition("-")[2]
+            if not owner.isdecimal() or psutil.pid_exists(int(owner)):
+                continue
+            if tag == "old" and not folder.exists() and is_panel_folder(left):
+                os.rename(left, folder)
+            else:
+                shutil.rmtree(left, ignore_errors=True)
+
+
 def _flush(file: Any) -> None:
     file.flush()
     os.fsync(file.fileno())
@@ -184,19 +201,32 @@ def _read_meta(file: Path) -> dict[str, Any]:
     return meta
 
 
+def _check_header(file: Path, name: str, shape: Any) -> None:
+    """Everything that an array's header says, before anything of the size that it claims is asked for."""
+    if file.exists() and not file.is_file():
+        raise damaged(file, "not a file")
+    with open(file, "rb") as stream:
+        if stream.read(4) == b"PK\x03\x04":
+            raise damaged(file, "an archive, not one array")
+        stream.seek(0)
+        np.lib.format.read_magic(stream)
+        found, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        header, size = stream.tell(), os.fstat(stream.fileno()).st_size
+    if dtype.str != _DTYPES[name] or list(found) != shape or (fortran and len(found) > 1):
+        raise damaged(file, f"{dtype.str} {list(found)} where {_DTYPES[name]} {shape} was written"[:300])
+    if size != header + dtype.itemsize * math.prod(found):
+        raise damaged(file, f"its size does not fit {list(found)}")
+
+
 def _read_array(file: Path, name: str, shape: Any) -> np.ndarray:
     try:
+        _check_header(file, name, shape)
         array = np.load(file, mmap_mode=None if name in _IN_MEMORY else "r", allow_pickle=False)
     except FileNotFoundError:
         raise damaged(file, "the file is missing") from None
+    except InputError:
+        raise
     except Exception as error:  # numpy's header parser lets many kinds out; every one of them means this file is not ours
         raise damaged(file, f"unreadable: {error}") from error
-    if not isinstance(array, np.ndarray):
-        raise damaged(file, "an archive, not one array")
-    if array.dtype.str != _DTYPES[name] or list(array.shape) != shape or not array.flags.c_contiguous:
-        raise damaged(file, f"{array.dtype.str} {list(array.shape)} where {_DTYPES[name]} {shape} was written")
-    start = file.stat().st_size - array.nbytes
-    if not 0 < start <= 4096:  # numpy's header is 128 bytes here; more means bytes were added behind the array
-        raise damaged(file, f"its size does not fit {list(array.shape)}")
     array.flags.writeable = False
     return array

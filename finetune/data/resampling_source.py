@@ -20,12 +20,12 @@ from finetune.data.resampling import Resampled, resample
 from finetune.data.resampling_check import compare
 from finetune.data.resampling_grid import exchange_of, period_ns
 from finetune.data.resampling_report import SeriesReport, table, whole_reports
+from finetune.data.resampling_settings import MANIFEST, panel_settings
 from finetune.data.sources import find_sources
 from finetune.engine.files import jsonable, read_json, write_json
 from finetune.engine.provenance import versions
 from kronos.errors import InputError
 
-MANIFEST = "manifest.json"
 DIFFERENCES = "differences.csv"
 _VERSION = 1  # of the way bars are made: another one makes every panel anew
 _SHOWN = 20  # differing bars are printed, and differences.csv has all
@@ -62,7 +62,7 @@ def prepare(config: Model, *, force: bool = False, check: Sequence[str] = (), sa
     frame, folder = config.timeframe, Path(config.panel_folder)
     if not frame.source:
         raise InputError(f"{config.name}: timeframe.source names no file; give the finer bars, or set KRONOS_DATA_PATH")
-    inputs = {"version": _VERSION, "settings": _settings(config), "files": _files(frame.source)}
+    inputs = {"version": _VERSION, "settings": panel_settings(config), "files": _files(frame.source)}
     manifest = _same(folder, inputs)
     if manifest and not force and not check:
         say(table([SeriesReport(**row) for row in manifest["series"]]))
@@ -124,17 +124,6 @@ def _symbol(info: SeriesInfo) -> str:
     found = re.fullmatch(r"(.+)[_\-. ]([^_\-. ]+)", info.symbol)
     named = period_ns(re.sub("m$", "min", found[2].lower())) if found else 0
     return found[1] if found and named and named == period_ns(info.period) else info.symbol
-
-
-def _settings(config: Model) -> dict[str, Any]:
-    """Everything but the files that the panel depends on."""
-    frame, data = config.timeframe, config.data
-    reading = ("symbol_column", "timezone", "missing", "max_ffill", "drop_suspended")
-    return {
-        **{name: getattr(frame, name) for name in ("period", "stamp", "calendar")},
-        **{name: getattr(data, name) for name in reading},
-        "columns": dict(data.columns),
-    }
 
 
 def _files(paths: Sequence[str]) -> list[dict[str, Any]]:

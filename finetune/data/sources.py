@@ -14,6 +14,7 @@ from kronos.errors import InputError, MissingFileError
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 SAMPLE_PREFIX = "arch:"
+_LONGEST_PATH = 4000  # bytes; the system knows none of 4096
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ def find_sources(data_path: str | os.PathLike | Sequence[str | os.PathLike]) -> 
 
 
 def _files(entry: str) -> list[Path]:
-    path = Path(entry).expanduser()
+    path = Path(os.path.expanduser(entry))  # Path's own fails for the home of nobody
+    if len(os.fsencode(entry)) > _LONGEST_PATH or "\0" in entry:
+        raise MissingFileError(f"data.data_path: {entry[:80]!r}... cannot be a path; check data.data_path")
     if path.is_dir():
         if is_panel_folder(path):
             raise InputError(f"{path}: a saved panel cannot stand in a list with other data; give it alone as data.data_path")

@@ -6,32 +6,24 @@ so a short series' windows come up several times while each window of the longes
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
 
+from .cuts import Starts, places, series_counts
+from .settings import Sampling
 from .windows import Source, Windows
-
-Sampling = Literal["rows", "symbols", "sqrt"]
 
 
 def balanced(windows: Windows, how: Sampling) -> Source:
     """windows as they are ("rows": every window equally likely), or so that every series is ("symbols"), or by the root of its windows."""
-    return windows if how == "rows" else Balanced(windows, series_counts(windows), how)
+    if how == "rows":
+        return windows
+    return Balanced(windows, series_counts(windows.panel.offsets, Starts(windows.run_starts, np.diff(windows.first_of_run))), how)
 
 
 def distinct(source: Source) -> int:
     """How many different windows there are, however often each is drawn."""
     return len(source.source) if isinstance(source, Balanced) else len(source)
-
-
-def series_counts(windows: Windows) -> np.ndarray:
-    """Windows of each series that has any, int64, in the order of the windows, which is that of the series."""
-    runs = np.diff(windows.first_of_run)
-    series = np.searchsorted(windows.panel.offsets, windows.run_starts, side="right") - 1
-    counts = np.bincount(series, runs, minlength=windows.panel.n_series).astype(np.int64)
-    return counts[counts > 0]
 
 
 class Balanced:
@@ -40,8 +32,7 @@ class Balanced:
     def __init__(self, source: Source, counts: np.ndarray, how: Sampling):
         assert counts.sum() == len(source)
         self.source, self.counts, self.how = source, counts, how
-        most = int(counts.max())
-        self._places = np.full(len(counts), most) if how == "symbols" else np.ceil(np.sqrt(counts * float(most))).astype(np.int64)
+        self._places = places(counts, how)
         self._first_place = np.concatenate([[0], np.cumsum(self._places)])
         self._first = np.concatenate([[0], np.cumsum(counts)])
         self.facts = {**source.facts, "sampling": how}

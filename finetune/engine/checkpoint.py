@@ -10,29 +10,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kronos.errors import InputError
+from kronos.weights import read_plain
 
 from .files import explained, write_json
+from .places import MARKER, newest_last, number_of
 from .task import Task
 
-WEIGHTS, STATE, MARKER = "model.safetensors", "training_state.pt", "complete.json"
-_LAST = re.compile(r"last-(\d+)$")
+WEIGHTS, STATE = "model.safetensors", "training_state.pt"
 
 
 def save_last(folder: Path, step: int, module: nn.Module, state: dict[str, Any]) -> Path:
     """Write `folder/last-<n+1>` and then remove older ones. Raises InputError (disk full, no permission); older ones survive."""
-    newest = max((int(m[1]) for p in folder.glob("last-*") if (m := _LAST.match(p.name))), default=0)
+    newest = max((number for path in folder.glob("last-*") if (number := number_of(path)) is not None), default=0)
     target = folder / f"last-{newest + 1:08d}"
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     with explained(target):
@@ -46,26 +44,23 @@ def save_last(folder: Path, step: int, module: nn.Module, state: dict[str, Any])
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-    for other in [*folder.glob("last-*"), *folder.glob(".last-*.tmp")]:
-        if other != target:
-            _discard(other)
+    with explained(folder, "cannot remove former checkpoints in"):
+        for other in [*folder.glob("last-*"), *folder.glob(".last-*.tmp")]:
+            if other != target:
+                _discard(other)
     return target
-
-
-def newest_last(folder: Path) -> Path | None:
-    """The newest complete checkpoint in `folder`, or None."""
-    found = [(int(m[1]), path) for path in folder.glob("last-*") if (m := _LAST.match(path.name)) and (path / MARKER).is_file()]
-    return max(found)[1] if found else None
 
 
 def set_aside(folder: Path) -> None:
     """A run that starts anew must never be continued from a former run's checkpoint: keep that one, but as `former`."""
     path, former = newest_last(folder), folder / "former"
-    if path is not None:
-        _discard(former)
-        os.replace(path, former)
-    for rest in folder.glob("last-*"):
-        _discard(rest)
+    with explained(folder, "cannot put the former checkpoint aside in"):
+        for rest in folder.glob("last-*"):
+            if rest != path:  # first: a kill half-way must not make an older one the newest
+                _discard(rest)
+        if path is not None:
+            _discard(former)
+            os.replace(path, former)
 
 
 def load_last(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -78,9 +73,11 @@ def load_last(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
                     f"checkpoint {path / name} is not as it was saved (size or digest differ); "
                     f"remove {path} and start without --resume, or restore it from a copy"
                 )
-        return load_file(path / WEIGHTS), torch.load(path / STATE, map_location="cpu", weights_only=True)
-    except (OSError, KeyError, TypeError, RuntimeError, json.JSONDecodeError, pickle.UnpicklingError, SafetensorError) as error:
-        told = str(error).splitlines()[0]
+        return load_file(path / WEIGHTS), read_plain(path / STATE)
+    except InputError:
+        raise
+    except Exception as error:  # what is damaged, or was made by somebody else, may fail in any way; nothing of it has been used
+        told = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"checkpoint {path} cannot be read ({told}); remove it and start without --resume") from error
 
 
@@ -105,11 +102,6 @@ def save_best(folder: Path, task: Task, facts: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         task.save(folder)
         write_json(folder / MARKER, facts)
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether `save_best` ended there."""
-    return (folder / MARKER).is_file()
 
 
 def prune(folder: Path, pattern: str, keep: list[str]) -> None:

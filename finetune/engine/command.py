@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from finetune.engine.errors import InputError, Interrupted
+from finetune.engine.errors import InputError, Interrupted, LostRank
 
 EXIT_DONE, EXIT_FAULT, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_CTRL_C, EXIT_BROKEN_PIPE = 0, 1, 2, 75, 130, 141
 
@@ -81,6 +81,9 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         code = _tell("stopped by Ctrl-C", EXIT_CTRL_C)
     except BrokenPipeError:
         code = EXIT_BROKEN_PIPE if _silence(sys.stdout) else _fault()  # some other pipe broke: that is ours
+    except LostRank as lost:
+        _write(f"[rank {os.environ.get('RANK', '0')}] error: {lost}")  # each rank its own: rank 0 may be the one that is gone
+        code = EXIT_FAULT
     except Exception:
         code = _fault()
     sys.exit(code)

@@ -37,6 +37,7 @@ from finetune.engine.schema import (
     number_or,
     section_of,
     setting,
+    switch_or,
     template,
     text_or,
     type_text,
@@ -55,6 +56,7 @@ __all__ = [
     "number_or",
     "resolved",
     "sources",
+    "switch_or",
     "template",
     "text_or",
     "to_yaml",
@@ -119,6 +121,8 @@ def _plain(value: Any) -> Any:
         return resolved(value)
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 

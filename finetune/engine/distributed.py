@@ -14,7 +14,10 @@ import torch.distributed as dist
 
 from kronos.errors import InputError
 
+from .errors import LostRank
+
 T = TypeVar("T")
+_LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")  # torch has no class for a rank that is gone
 
 
 @dataclass(frozen=True)
@@ -56,39 +59,12 @@ class World:
         return told[0]
 
 
-def pick_device(use_cuda: bool = True, device_id: int = 0, name: str = "auto") -> str:
-    """Name of the device to train on: `name` itself, or for "auto" CUDA, else MPS, else CPU.
-
-    Raises InputError if a device is asked for that is not there.
-    """
-    local_rank = int(os.environ.get("LOCAL_RANK", device_id))
-    if name == "auto":
-        if use_cuda and torch.cuda.is_available():
-            return f"cuda:{_existing_gpu(local_rank)}"
-        return "mps" if use_cuda and torch.backends.mps.is_available() else "cpu"
-    if name.startswith("cuda"):
-        if not torch.cuda.is_available():
-            raise InputError(f"device: '{name}' was asked for, but torch {torch.__version__} sees no CUDA device here; use 'auto' or 'cpu'")
-        return name if ":" in name else f"cuda:{_existing_gpu(local_rank)}"
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise InputError("device: 'mps' was asked for, but it is not available here; use 'auto' or 'cpu'")
-    return name
-
-
-def _existing_gpu(index: int) -> int:
-    count = torch.cuda.device_count()
-    if index >= count:
-        raise InputError(
-            f"device: GPU {index} was asked for, but there are {count}; use --nproc_per_node={count} or device.device_id below {count}"
-        )
-    return index
-
-
 @contextmanager
 def world(device: str = "cpu", backend: str | None = None, timeout_s: float = 1800) -> Iterator[World]:
     """Join the process group that torchrun announces through the environment, if any, and leave it at the end.
 
     backend: nccl or gloo; None takes DIST_BACKEND's meaning from the configuration layer: nccl on CUDA, gloo elsewhere.
+    timeout_s: longest wait for another rank. Raises LostRank if one has ended, or takes longer.
     """
     place = torch.device(device)
     if place.type == "cuda":
@@ -100,10 +76,17 @@ def world(device: str = "cpu", backend: str | None = None, timeout_s: float = 18
     if backend == "nccl" and place.type != "cuda":
         backend = "gloo"  # nccl moves CUDA tensors only
     owner = not dist.is_initialized()
-    if owner:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), place)
-    finally:
         if owner:
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        yield World(dist.get_rank(), dist.get_world_size(), place)
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or any(word in str(error) for word in _LOST)):
+            raise
+        raise LostRank(
+            f"another process of this training has ended, or did not answer for {timeout_s:g} s (distributed.timeout_s); this one ends "
+            f"without saving ({str(error).strip().splitlines()[0][:200]}). The same command with --resume goes on from the last checkpoint"
+        ) from error
+    finally:
+        if owner and dist.is_initialized():
             dist.destroy_process_group()

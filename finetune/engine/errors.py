@@ -2,8 +2,12 @@
 
 from kronos.errors import InputError, MissingFileError
 
-__all__ = ["Interrupted", "InputError", "MissingFileError"]
+__all__ = ["Interrupted", "InputError", "LostRank", "MissingFileError"]
 
 
 class Interrupted(Exception):
     """A signal asked the run to stop; the last checkpoint is saved. The message says how to go on; commands exit with code 75."""
+
+
+class LostRank(Exception):
+    """Another process of this training ended or hangs, so that this one cannot go on; it saves nothing. Commands exit with code 1."""

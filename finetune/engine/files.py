@@ -34,6 +34,17 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(jsonable(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def overwrite_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes a small `value` over the JSON file that is there, in the room it has: for a full disk, where `write_json` finds none.
+
+    Not atomic: only for what may be lost. Raises InputError where not even that is possible.
+    """
+    data = json.dumps(jsonable(value), indent=2, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n"
+    with explained(Path(path)), open(path, "r+b", buffering=0) as file:
+        file.write(data)
+        file.truncate()
+
+
 def jsonable(value: Any) -> Any:
     """`value` with everything that JSON cannot hold replaced: non-finite numbers by None, numpy scalars by Python's, the rest by text."""
     if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
@@ -74,15 +85,18 @@ class LineFile:
         self._handle.close()
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """The value in a JSON file, None where there is no file. Raises InputError if it is damaged."""
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The object in a JSON file, None where there is no file. Raises InputError if it is damaged, or holds something else."""
     source = Path(path)
     if not source.exists():
         return None
     try:
-        return json.loads(source.read_bytes())
-    except ValueError as error:
+        value = json.loads(source.read_bytes())
+    except (ValueError, RecursionError, OSError) as error:
         raise InputError(f"{source} is damaged ({error}): remove it") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{source} is damaged (it holds a {type(value).__name__}, not an object): remove it")
+    return value
 
 
 def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -99,7 +113,7 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             record = None
             reason = str(error)
         else:

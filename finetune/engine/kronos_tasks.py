@@ -85,6 +85,8 @@ class PredictorTask(Task):
             F.cross_entropy(part.flatten(0, 1), target[:, 1:].flatten(), reduction="none").view(len(s1), -1)
             for part, target in zip(logits, (s1, s2), strict=True)
         ]  # each [B, T-1]; target t is bar t+1
+        if "s1" not in batch:  # a bar that is not finite has tokens like any other: without this its loss would look sound
+            losses[0] = losses[0] + 0.0 * batch["x"].sum()
         if not self.training:
             first = self.lookback - 1  # the target of input lookback-1 is the first lookahead bar
             both = (losses[0] + losses[1]) / 2

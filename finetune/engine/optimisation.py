@@ -47,13 +47,7 @@ class Stepper:
         self.task, self.settings, self.world = task, settings, world
         trained = task.trained()
         self.parameters = [p for p in trained.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(
-            self.parameters,
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            fused=world.device.type in ("cpu", "cuda"),
-        )
+        self.optimiser = _optimiser(self.parameters, settings, world.device)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=settings.amp == "fp16")
         self.skipped = self.skipped_in_a_row = 0  # steps the fp16 scaler left out because a gradient overflowed
         _check_amp(settings, world.device)
@@ -114,6 +108,13 @@ class Stepper:
         self.skipped, self.skipped_in_a_row = self.skipped + overflowed, (self.skipped_in_a_row + 1) * overflowed
         self.optimiser.zero_grad(set_to_none=True)
         return norm
+
+
+def _optimiser(parameters: list[nn.Parameter], settings: FitSettings, device: torch.device) -> torch.optim.Optimizer:
+    same = dict(lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=device.type in ("cpu", "cuda"))
+    return (
+        torch.optim.SGD(parameters, **same) if settings.optimiser == "sgd" else torch.optim.AdamW(parameters, betas=settings.betas, **same)
+    )
 
 
 def _check_amp(settings: FitSettings, device: torch.device) -> None:

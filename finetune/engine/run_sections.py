@@ -11,8 +11,8 @@ from pydantic import field_validator
 
 from finetune.engine.comet import CometSettings
 from finetune.engine.config import Section, key
+from finetune.engine.places import Stage
 from finetune.engine.sections import safe_name
-from finetune.engine.stages import Stage
 
 
 class ModelPathsSection(Section):

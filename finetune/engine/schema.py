@@ -33,6 +33,7 @@ ENVIRONMENT = {
     "KRONOS_TOKENIZER_PATH": "weights the tokenizer starts from: a folder or a hub id",
     "KRONOS_PREDICTOR_PATH": "weights the predictor starts from: a folder or a hub id",
     "KRONOS_DATA_PATH": "the bars: a file, a pattern such as 'bars/*.csv', or arch:NAME",
+    "TFM_DATA_PATH": "the fused data of the Temporal Fusion Transformer: a panel folder, .parquet, or .pkl through the allow-list reader",
     "KRONOS_OUTPUT_PATH": "the folder below which every experiment gets a folder of its own name",
     "DIST_BACKEND": "how ranks talk to each other: nccl or gloo",
     "COMET_WORKSPACE": "Comet workspace that a run appears in",
@@ -69,6 +70,11 @@ def text_or(section: type[Section]) -> Any:
 def number_or(section: type[Section]) -> Any:
     """As `text_or`, for a number or a mapping; None is allowed and means neither."""
     return Annotated[Annotated[float | None, Tag("<text>")] | Annotated[section, Tag("<mapping>")], Discriminator(_text_or_mapping)]
+
+
+def switch_or(section: type[Section]) -> Any:
+    """As `text_or`, for true, false or a mapping, which means true."""
+    return Annotated[Annotated[bool, Tag("<text>")] | Annotated[section, Tag("<mapping>")], Discriminator(_text_or_mapping)]
 
 
 def _text_or_mapping(value: Any) -> str:

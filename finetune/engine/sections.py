@@ -5,18 +5,17 @@ from __future__ import annotations
 import difflib
 import re
 import zoneinfo
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal, get_args
 
-import torch
 from pydantic import ValidationInfo, field_validator
 
-from finetune.engine.balance import Sampling
 from finetune.engine.config import Section, key, number_or, text_or
-from finetune.engine.distributed import pick_device
-from finetune.engine.settings import Amp, Augmentation, FitSettings, Schedule
-from finetune.engine.stages import Stage
-from kronos import Kronos, KronosTokenizer, presets
+from finetune.engine.devices import pick_device
+from finetune.engine.places import Stage
+from finetune.engine.settings import Amp, Augmentation, FitSettings, Sampling, Schedule
+from kronos import presets
+from kronos.arguments import check_arguments
 from kronos.errors import InputError
 
 
@@ -141,30 +140,27 @@ class SizesSection(Section):
 
     preset: str = key("", "the sizes to start from")
 
-    @classmethod
-    def model(cls) -> tuple[type, dict[str, dict[str, Any]]]:
-        """The class to build and its presets by name."""
-        raise NotImplementedError
+    presets: ClassVar[Mapping[str, dict[str, Any]]] = {}  # all constructor arguments by name
 
     def arguments(self) -> dict[str, Any]:
         """All constructor arguments."""
         given = {name: value for name, value in self if name != "preset" and value is not None}
-        return {**self.model()[1][self.preset], **given}
+        return {**self.presets[self.preset], **given}
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        build, known = self.model()
-        if self.preset not in known:
-            yield "preset", f"there is no preset {self.preset!r}; choose one of {', '.join(known)}"
+        if self.preset not in self.presets:
+            yield "preset", f"there is no preset {self.preset!r}; choose one of {', '.join(self.presets)}"
             return
         try:
-            with torch.device("meta"):  # the model's own checks, without its memory
-                build(**self.arguments())
+            check_arguments(self.presets[self.preset], self.arguments())  # the model's own checks; it need not be built for them
         except InputError as error:
             yield "", str(error)
 
 
 class TokenizerSizes(SizesSection):
     """Sizes of a tokenizer trained from random weights."""
+
+    presets: ClassVar = presets.TOKENIZERS
 
     preset: str = key("base", "base or 2k: the sizes to start from")
     d_in: int | None = key(None, "features of a bar", ge=6, le=6)
@@ -184,13 +180,11 @@ class TokenizerSizes(SizesSection):
     zeta: float | None = key(None, "weight of both entropies")
     group_size: int | None = key(None, "bits per group; a divisor of s1_bits + s2_bits", ge=1, le=40)
 
-    @classmethod
-    def model(cls) -> tuple[type, dict[str, dict[str, Any]]]:
-        return KronosTokenizer, presets.TOKENIZERS
-
 
 class PredictorSizes(SizesSection):
     """Sizes of a predictor trained from random weights."""
+
+    presets: ClassVar = presets.PREDICTORS
 
     preset: str = key("mini", "mini, small, base or large: the sizes to start from")
     n_layers: int | None = key(None, "transformer layers", ge=1, le=128)
@@ -204,10 +198,6 @@ class PredictorSizes(SizesSection):
     resid_dropout_p: float | None = key(None, "dropout on attention's output", ge=0, lt=1)
     token_dropout_p: float | None = key(None, "dropout on embedded tokens", ge=0, lt=1)
     learn_te: bool | None = key(None, "learn the time embeddings; false: fixed sines")
-
-    @classmethod
-    def model(cls) -> tuple[type, dict[str, dict[str, Any]]]:
-        return Kronos, presets.PREDICTORS
 
 
 class DropoutSection(Section):
@@ -312,6 +302,10 @@ class DistributedSection(Section):
     use_ddp: bool = key(False, "accepted for old files; torchrun alone decides whether there are several processes")
     backend: Literal["auto", "nccl", "gloo"] = key(
         "auto", "how processes talk to each other; auto: nccl on CUDA, gloo elsewhere", env="DIST_BACKEND"
+    )
+
+    timeout_s: float = key(
+        1800, "a process that waits longer than this for another one ends; longer than rank 0 needs to read the bars", ge=1, le=1e6
     )
 
     @field_validator("backend", mode="before")

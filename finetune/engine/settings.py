@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+Sampling = Literal["rows", "symbols", "sqrt"]  # see `balance`
 Amp = Literal["off", "bf16", "fp16"]
+Optimiser = Literal["adamw", "sgd"]
 Schedule = Literal["onecycle", "cosine", "constant", "plateau", "linear"]
 
 
@@ -34,6 +36,7 @@ class FitSettings:
     batch_size: int = 32  # windows per micro-batch and rank
     accumulation_steps: int = 1
     learning_rate: float = 1e-4
+    optimiser: Optimiser = "adamw"  # sgd: without momentum, a step is the gradient's, so that steps of several clients add up
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.1
     clip_norm: float = 3.0  # 0 = no clipping

@@ -1,22 +1,19 @@
-"""The two stages every Kronos pipeline has, tokenizer then predictor, from models and windows to a finished run folder."""
+"""A task from its windows to a finished run folder, and the two that every Kronos pipeline has: tokenizer, then predictor."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 from kronos import Kronos, KronosTokenizer
 from kronos.errors import InputError
 
 from .balance import distinct
-from .checkpoint import is_complete
-from .comet import CometSettings
 from .distributed import World
 from .errors import Interrupted
-from .files import read_json
 from .kronos_tasks import PredictorTask, TokenizerTask
+from .places import Place, newest_last
 from .settings import FitSettings
 from .signals import StopRequest
 from .task import Task
@@ -24,19 +21,6 @@ from .tokens import with_cached_tokens
 from .tracking import Run
 from .trainer import FitResult, fit
 from .windows import Splits
-
-Stage = Literal["tokenizer", "predictor"]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where one stage keeps its files, and what is recorded there."""
-
-    folder: Path
-    best: Path
-    logs: Path
-    config: Mapping[str, Any] = field(default_factory=dict)
-    comet: CometSettings | None = None
 
 
 def train_tokenizer(
@@ -48,10 +32,11 @@ def train_tokenizer(
     world: World,
     stop: StopRequest,
     resume: bool = False,
+    facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> FitResult:
-    """Fine-tune a tokenizer; its best weights end up in `place.best`. Raises what `fit` raises."""
+    """Fine-tune a tokenizer; its best weights end up in `place.best`. facts: what else the summary holds. Raises what `fit` raises."""
     task = TokenizerTask(tokenizer, windows.train.facts["lookback"])
-    return _train("tokenizer", task, windows, settings, place, world, stop, resume)
+    return train_task("tokenizer", task, windows, settings, place, world, stop, resume, facts=facts)
 
 
 def train_predictor(
@@ -67,6 +52,7 @@ def train_predictor(
     cache_tokens: str = "auto",
     cache_limit_gib: float = 4.0,
     teacher_forcing: bool = False,
+    facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> FitResult:
     """Fine-tune a predictor on the tokens of a frozen tokenizer, encoded once where that fits (see `tokens`).
 
@@ -80,7 +66,7 @@ def train_predictor(
             windows, tokenizer, place.folder / "cache", settings, world, stop, mode=cache_tokens, limit_gib=cache_limit_gib, say=run.say
         )
 
-    return _train("predictor", task, windows, settings, place, world, stop, resume, cached)
+    return train_task("predictor", task, windows, settings, place, world, stop, resume, cached, facts)
 
 
 def check_vocabulary(tokenizer: KronosTokenizer, predictor: Kronos) -> None:
@@ -93,14 +79,8 @@ def check_vocabulary(tokenizer: KronosTokenizer, predictor: Kronos) -> None:
         )
 
 
-def finished(place: Place) -> bool:
-    """Whether a stage's result is there and no later run of it stopped half-way."""
-    status = read_json(place.folder / "status.json") or {}
-    return is_complete(place.best) and status.get("state", "done") == "done"
-
-
-def _train(
-    name: Stage,
+def train_task(
+    name: str,
     task: Task,
     windows: Splits,
     settings: FitSettings,
@@ -108,15 +88,21 @@ def _train(
     world: World,
     stop: StopRequest,
     resume: bool,
-    prepare: Any = None,
+    prepare: Callable[[Run], Splits] | None = None,
+    facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> FitResult:
+    """Train any task in a run folder of its own, from its first status to its summary.
+
+    name: of its log, in messages and in the summary. prepare: makes the windows ready once the run can tell of it. facts: what else the
+    summary holds. Raises what `fit` raises.
+    """
     if stop.requested:
         raise Interrupted(f"stopped by {stop.name} before the {name} was trained; the same command with --resume goes on")
     with Run.create(
         place.folder,
         config=place.config,
         is_main=world.is_main,
-        resume=resume,
+        resume=resume and newest_last(place.folder / "checkpoints") is not None,  # else the former log is another run's, or comes again
         name=name,
         best=place.best,
         logs=place.logs,
@@ -145,6 +131,7 @@ def _train(
                 "training_wall_s": result.wall_s,
                 "windows": {k: distinct(w) for k, w in zip(("train", "val", "test"), windows, strict=True)},
                 "data": dict(windows.train.facts),
+                **facts,
             }
         )
     return result

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .distributed import World
+from .tracking import Run
 
 
 class Outcome(NamedTuple):
@@ -50,6 +51,9 @@ class Task(nn.Module):
 
     def on_epoch(self, epoch: int) -> None:
         """Called before each epoch, for staged loss weights and the like."""
+
+    def report(self, run: Run, step: int) -> None:
+        """Called on rank 0 after each epoch's validation, for pictures beside the numbers that the loop has logged."""
 
 
 class WeightedMeans:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +21,11 @@ from kronos import KronosTokenizer, fingerprint
 from kronos.errors import InputError
 
 from .balance import Balanced
-from .checkpoint import MARKER, is_complete
 from .distributed import World
 from .errors import Interrupted
 from .files import explained, write_json
 from .kronos_tasks import encode_windows
+from .places import MARKER, is_complete
 from .settings import FitSettings
 from .signals import StopRequest
 from .windows import Source, Splits, as_tensor, fits, sample_subset
@@ -132,6 +133,7 @@ def _filled(
             if world.is_main:
                 folder.mkdir(parents=True, exist_ok=True)
                 np.lib.format.open_memmap(folder / _IDS, "w+", _id_type(tokenizer), shape).flush()
+                _take_room(folder / _IDS)
             world.barrier()
             ids = np.lib.format.open_memmap(folder / _IDS, "r+")
             _encode(source, tokenizer, ids, world, stop)
@@ -143,6 +145,13 @@ def _filled(
     return TokenWindows(source, as_tensor(np.load(folder / _IDS, mmap_mode="r")))
 
 
+def _take_room(path: Path) -> None:
+    """Have the system set a file's room aside: a disk that fills up under a memory-mapped file ends the process without a word (SIGBUS)."""
+    if hasattr(os, "posix_fallocate"):  # neither macOS nor Windows
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
 @torch.no_grad()
 def _encode(source: Source, tokenizer: KronosTokenizer, ids: np.ndarray, world: World, stop: StopRequest) -> None:
     """Write the tokens of this rank's chunks into ids [n, T, 2]."""
@@ -152,5 +161,11 @@ def _encode(source: Source, tokenizer: KronosTokenizer, ids: np.ndarray, world: 
         if stop.requested:
             raise Interrupted(f"stopped by {stop.name} while encoding tokens; the same command with --resume goes on")
         index = np.arange(start, min(start + CHUNK, len(source)))
-        s1, s2 = encode_windows(tokenizer, source.gather(index)["x"].to(world.device))
+        x = source.gather(index)["x"].to(world.device)
+        if not x.isfinite().all():  # it would have tokens like any other
+            told = "; ".join(source.describe(index[~x.flatten(1).isfinite().all(1).cpu().numpy()][:8]))
+            raise InputError(
+                f"bars are not finite, or too large to normalise, in these windows (at most 8 are named): {told}. Mend the bars"
+            )
+        s1, s2 = encode_windows(tokenizer, x)
         ids[index] = torch.stack([s1, s2], -1).cpu().numpy().astype(ids.dtype)

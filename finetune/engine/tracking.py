@@ -4,6 +4,7 @@
     {folder}/metrics.jsonl   one line per logged step: {"step", "epoch", "split", "time_s", name: number or null ...}
     {folder}/tensorboard/    the same numbers as TensorBoard events, tags "split/name"
     {folder}/status.json     {"state": running | done | interrupted | failed, "exit_code", "wall_time_s", ...}: launchers read it
+    {folder}/.run.lock       held while the run lives, so that no second one writes here
     {folder}/curves.png      loss and learning rate, drawn at the end
     {folder}/summary.json    the result with versions, git commit and wall time
     {logs}/{name}.log        every line that was said, with its time
@@ -12,6 +13,7 @@
 Only rank 0 writes; on the others every method returns at once.
 """
 
+import errno
 import json
 import re
 import sys
@@ -20,7 +22,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -33,16 +35,19 @@ from finetune.engine.files import (
     ensure_writable_folder,
     explained,
     jsonable,
+    overwrite_json,
     read_json,
     read_json_lines,
     remove_leftovers,
     write_json,
     write_text,
 )
+from finetune.engine.locks import hold, release
 
 __all__ = ["CometSettings", "Run"]
 
 _EXIT_CODES = {"running": None, "done": 0, "interrupted": 75, "failed": 1}
+_LONGEST_ERROR = 1000  # characters; what is written over a short file must fit into the block that it has
 _RESERVED = frozenset({"step", "epoch", "split", "time_s"})
 _SECRET = re.compile(r"(^|_)(api_?key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
 
@@ -60,6 +65,7 @@ class Run:
         self._board: Any = None  # torch.utils.tensorboard.SummaryWriter once the first numbers come, False if it is not installed
         self._purge_step: int | None = None
         self._comet: CometLog | None = None
+        self._lock: IO[str] | None = None
         self._before_s = 0.0  # wall time of the former starts of a resumed run
         self._started_s = time.monotonic()
 
@@ -81,29 +87,36 @@ class Run:
         resume: goes on with the files that are there; `rewind` then drops what lies after the checkpoint. Without it the former run's
             files of this stage are removed first, so that two runs never mix; anything that a Run did not write is left alone.
         name: of the stage ("tokenizer"); names its log file.
-        config: as resolved; keys that look like secrets (api_key, token, password ...) are left out.
-        Raises InputError if a folder cannot be written to.
+        config: as resolved; keys that look like secrets (api_key, token, password ...) are left out, fractions (dropout.token) are not.
+        Raises InputError if a folder cannot be written to, or, naming who, if another run is writing there: the folder is this one's until
+        it is closed or its process ends.
         """
         folder = Path(folder)
         run = cls(folder, best=Path(best or folder / "best_model"), logs=Path(logs or folder / "logs"), name=name, is_main=is_main)
         if not is_main:
             return run
-        ensure_writable_folder(folder)
-        ensure_writable_folder(run.logs)
-        for place in (folder, run.checkpoints, run.best, run.logs):
+        run._lock = hold(ensure_writable_folder(folder))
+        try:
+            run._open(_without_secrets(jsonable(dict(config))), resume, comet)
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    def _open(self, config: Mapping[str, Any], resume: bool, comet: CometSettings | None) -> None:
+        ensure_writable_folder(self.logs)
+        for place in (self.folder, self.checkpoints, self.best, self.logs):
             remove_leftovers(place)
         if resume:
-            run._before_s = run._former_wall_time_s()
-            run._rewrite_metrics(read_json_lines(run._metrics_path))  # drops a torn last line, so that the next one starts on its own
+            self._before_s = self._former_wall_time_s()
+            self._rewrite_metrics(read_json_lines(self._metrics_path))  # drops a torn last line, so that the next one starts on its own
         else:
-            run._remove_former_files()
-        public = _without_secrets(jsonable(dict(config)))
-        write_text(folder / "config.yaml", to_yaml(public))
-        run._log_file = LineFile(run._log_path)
-        run.status("running")
+            self._remove_former_files()
+        write_text(self.folder / "config.yaml", to_yaml(config))
+        self._log_file = LineFile(self._log_path)
+        self.status("running")
         if comet is not None:
-            run._open_comet(comet, public)
-        return run
+            self._open_comet(comet, config)
 
     def log(self, step: int, epoch: int, split: str, values: Mapping[str, Any]) -> None:
         """Records numbers of one optimiser step; non-finite ones are null in metrics.jsonl. split: "train" or "val".
@@ -127,34 +140,62 @@ class Run:
         if self._comet is not None:
             self._comet.log(step, epoch, split, numbers)
 
-    def rewind(self, step: int) -> None:
-        """On resume: forgets every number of a step later than `step`, the one of the checkpoint that training goes on from."""
+    def picture(self, name: str, figure: Any, step: int) -> None:
+        """A matplotlib figure for TensorBoard, tag `name`; the figure is closed. Raises InputError if the disk is full."""
+        with explained(self.folder / "tensorboard"):
+            if self.is_main and self._board:
+                self._board.add_figure(name, figure, step)
+
+    def rewind(self, step: int, epoch: int | None = None) -> None:
+        """On resume: forgets every number of a step later than `step`, the one of the checkpoint that training goes on from.
+
+        epoch: the one that training is in, from 0; its validation and later ones will come again, even at this very step.
+        """
         if not self.is_main:
             return
         self._close_metrics()
-        self._rewrite_metrics([line for line in read_json_lines(self._metrics_path) if line.get("step", 0) <= step])
+
+        def kept(line: dict[str, Any]) -> bool:
+            again = epoch is not None and line.get("split") == "val" and line.get("epoch", 0) >= epoch
+            return line.get("step", 0) <= step and not again
+
+        self._rewrite_metrics([line for line in read_json_lines(self._metrics_path) if kept(line)])
         self._close_board()
         self._purge_step = step + 1  # TensorBoard hides older events from this step on
 
     def say(self, text: str) -> None:
         """One line for the user: on stdout, above a progress bar if there is one, and with its time in the log file."""
-        if self.is_main:
+        if not self.is_main:
+            return
+        try:
             tqdm.write(text)
             sys.stdout.flush()  # a pipe or a file would otherwise show it much later
-            self.note(text)
+        except OSError as error:
+            if error.errno != errno.EIO:  # the terminal was closed this very moment; SIGHUP says what that means
+                raise
+        self.note(text)
 
     def note(self, text: str) -> None:
         """A line for the log file only."""
         if self.is_main and self._log_file is not None:
             self._log_file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}")
 
-    def status(self, state: str, **fields: Any) -> None:
-        """Writes status.json. state: running, done, interrupted or failed; `exit_code` follows from it unless given in `fields`."""
+    def status(self, state: str, *, in_place: bool = False, **fields: Any) -> None:
+        """Writes status.json. state: running, done, interrupted or failed; `exit_code` follows from it unless given in `fields`.
+
+        in_place: where no new file can be made (full disk, folder without permission), writes over the one that is there.
+        """
         assert state in _EXIT_CODES, state
-        self.state = state
         if self.is_main:
             own = {"state": state, "exit_code": _EXIT_CODES[state], "name": self.name, "wall_time_s": round(self.wall_time_s, 3)}
-            write_json(self.folder / "status.json", {**own, "updated": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **fields})
+            path, value = self.folder / "status.json", {**own, "updated": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **fields}
+            try:
+                write_json(path, value)
+            except InputError:
+                if not in_place or not path.exists():
+                    raise
+                overwrite_json(path, value)
+        self.state = state
 
     def finish(self, summary: Mapping[str, Any], state: str = "done", **fields: Any) -> None:
         """Draws curves.png, writes summary.json and the final status, and closes everything. `fields` go into status.json."""
@@ -169,8 +210,9 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """Flushes and closes every file and ends Comet; may be called twice. The status stays as it is."""
+        """Flushes and closes every file, ends Comet and lets the folder go; may be called twice. The status stays as it is."""
         with ExitStack() as closing:  # each is closed even if another cannot be
+            closing.callback(self._unlock)  # last of all
             closing.callback(self._close_log)
             closing.callback(self._close_comet)
             closing.callback(self._close_board)
@@ -186,8 +228,7 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is not None and self.state == "running":
-            with suppress(InputError):  # on a full disk the status cannot be written either; the error on its way up says why
-                self._record_failure(error)
+            self._record_failure(error)
         if error is None:
             self.close()
             return
@@ -195,14 +236,15 @@ class Run:
             self.close()
 
     def _record_failure(self, error: BaseException) -> None:
+        """In the log and the status, as far as the disk lets us: the error on its way up tells the user why."""
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        self.note(f"{type(error).__name__}: {text}")
-        if isinstance(error, Interrupted):
-            self.status("interrupted")
-        elif isinstance(error, KeyboardInterrupt):
-            self.status("interrupted", exit_code=130)
-        else:
-            self.status("failed", exit_code=2 if isinstance(error, InputError) else 1, error=text)
+        with suppress(InputError):
+            self.note(f"{type(error).__name__}: {text}")
+        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+        code = 75 if isinstance(error, Interrupted) else 130 if stopped else 2 if isinstance(error, InputError) else 1
+        told = {} if stopped else {"error": text[:_LONGEST_ERROR]}
+        with suppress(InputError):
+            self.status("interrupted" if stopped else "failed", exit_code=code, in_place=True, **told)
 
     @property
     def _metrics_path(self) -> Path:
@@ -270,6 +312,11 @@ class Run:
         if log_file is not None:
             log_file.close()
 
+    def _unlock(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            release(lock)
+
 
 def _json_line(line: Mapping[str, Any]) -> str:
     return json.dumps(jsonable(dict(line)), ensure_ascii=False, allow_nan=False)
@@ -277,7 +324,7 @@ def _json_line(line: Mapping[str, Any]) -> str:
 
 def _without_secrets(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_secrets(item) for key, item in value.items() if not _SECRET.search(key)}
+        return {key: _without_secrets(item) for key, item in value.items() if isinstance(item, float) or not _SECRET.search(key)}
     if isinstance(value, list):
         return [_without_secrets(item) for item in value]
     return value

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from kronos.errors import InputError
 
@@ -22,6 +21,7 @@ from .balance import Balanced
 from .batches import Micro, plan_epoch, prepared, step_micros, to_device
 from .distributed import World
 from .errors import Interrupted
+from .finite import non_finite_step, non_finite_weights, suspects, weights_error
 from .optimisation import Stepper, StepResult, autocast
 from .progress import progress
 from .schedule import learning_rate
@@ -121,6 +121,8 @@ class _Loop:
         left = (settings.epochs - self.state.epoch) * self.plan.steps - -(-self.state.window // self.plan.effective_batch)
         self.total_steps = min(self.state.step + left, max_steps or 1 << 62)
         self.unchecked: deque[tuple[StepResult, int, list[Micro]]] = deque()
+        self.group: list[Micro] = []  # of the last step
+        self.val_trouble = ""  # what is wrong with the validation loss, if it is not finite
         self.interval: torch.Tensor | None = None
         self.asked_to_stop = False
 
@@ -149,6 +151,8 @@ class _Loop:
                 self._finish_epoch()
         finally:
             self.bar.close()
+        if self.out and state.best is None and self.val_trouble:
+            raise InputError(f"no epoch had a finite validation loss, so there is no best model; {self.val_trouble}")
         if self.out and state.best is not None and state.best_epoch < 0:
             self.out.say("no epoch beat the starting weights: best_model holds those; lower the learning rate, or give more bars")
         self.world.barrier()  # rank 0 has saved the best weights before anyone reads them
@@ -220,6 +224,8 @@ class _Loop:
         train_loss = state.loss_sum / state.weight_sum if state.weight_sum else math.nan
         state.history.append({"epoch": state.epoch, "step": state.step, "train_loss": train_loss, **values})
         self._log("val", {"train_loss": train_loss, **{k.removeprefix("val_"): v for k, v in values.items()}})
+        if self.out and self.world.is_main:
+            self.task.report(self.out, state.step)
         if improved:
             self._save_best(score)
         self._keep_epoch(score)
@@ -238,7 +244,7 @@ class _Loop:
     def _validate(self) -> dict[str, float]:
         """Metrics over all validation windows, each rank its share; every rank runs the same number of rounds."""
         self.task.eval()
-        metrics, world = self.task.metrics(), self.world
+        metrics, world, losses = self.task.metrics(), self.world, []
         size = self.settings.val_batch_size or self.settings.batch_size
         starts = range(0, len(self.val), size)
         rounds = range(0, len(starts), world.size)
@@ -249,9 +255,16 @@ class _Loop:
             with autocast(self.settings, world.device):
                 outcome = self.task(batch)
             metrics.update(outcome if real else outcome._replace(weight=0.0), batch)
+            losses.append((i + world.rank if real else 0, outcome.loss))
             if i // world.size % 8 == 0 and self._agreed_to_stop():
                 self._interrupt()
-        return {f"val_{name}": value for name, value in metrics.compute(world).items()}
+        values = {f"val_{name}": value for name, value in metrics.compute(world).items()}
+        if not math.isfinite(values.get("val_loss", 0.0)):
+            bad = [np.arange(*self._val_range(i, size, True)) for i, loss in losses if not loss.isfinite()]
+            self.val_trouble = f"step {self.state.step}: the validation loss is not finite. {suspects(self.val, bad, world)}"
+            if self.out:
+                self.out.say(self.val_trouble)
+        return values
 
     def _val_range(self, number: int, size: int, real: bool) -> tuple[int, int]:
         return (number * size, min(len(self.val), (number + 1) * size)) if real else (0, 1)
@@ -262,6 +275,7 @@ class _Loop:
         """Look at a step's numbers: at once on the CPU, one step late on an accelerator, so that it never waits. None: look at all."""
         if result is not None:
             self.unchecked.append((result, self.state.step, group))
+            self.group = group
         keep = 0 if result is None or self.world.device.type == "cpu" else 1
         while len(self.unchecked) > keep:
             old, step, micros = self.unchecked.popleft()
@@ -269,7 +283,8 @@ class _Loop:
             self.asked_to_stop |= values[-1] > 0
             scaled = self.stepper.scaler.is_enabled()
             if not all(map(math.isfinite, values)) or not (math.isfinite(norm) or scaled):
-                raise InputError(self._non_finite(step, micros, values[0] / values[-2], norm))
+                windows = suspects(self.train, [m.index for m in micros], self.world)
+                raise non_finite_step(step, values[0] / values[-2], norm, windows)
             self.state.skipped = self.stepper.skipped
             if scaled and self.stepper.skipped_in_a_row > _MAX_SKIPPED_IN_A_ROW:
                 raise InputError(
@@ -277,19 +292,10 @@ class _Loop:
                     "or lower the learning rate"
                 )
 
-    def _non_finite(self, step: int, micros: list[Micro], loss: float, norm: float) -> str:
-        described = [self.train.describe(m.index[:8]) for m in micros]
-        if self.world.size > 1:  # every rank comes here: the sums are the same on all of them
-            everyone: list[Any] = [None] * self.world.size
-            dist.all_gather_object(everyone, described)
-            described = [d for rank in everyone for d in rank]
-        windows = "; ".join(text for d in described for text in d)
-        what = "loss" if not math.isfinite(loss) else "gradient"
-        return (
-            f"step {step}: the {what} is not finite (loss {loss:g}, gradient norm {norm:g}); nothing was saved over the last checkpoint. "
-            f"Windows of this step (first 8 of each micro-batch): {windows}. Lower the learning rate, check these bars for extreme values, "
-            "or use amp: off"
-        )
+    def _check_weights(self) -> None:
+        """Before anything is saved: a step's loss may be finite and its update not."""
+        if self.out and (name := non_finite_weights(self.task.trained())):
+            raise weights_error(self.state.step, name, suspects(self.train, [m.index for m in self.group], self.world))
 
     def _agreed_to_stop(self) -> bool:
         """Whether any rank was asked to stop; every rank must call this at the same place."""
@@ -332,6 +338,7 @@ class _Loop:
             self.out.log(self.state.step, self.state.epoch, split, values)
 
     def _save_best(self, score: float) -> None:
+        self._check_weights()
         if self.out is None:
             self.best_weights = {k: v.detach().cpu().clone() for k, v in self.task.trained().state_dict().items()}
         elif self.world.is_main:
@@ -355,6 +362,7 @@ class _Loop:
 
     def _save_last(self) -> None:
         self._inspect(None, [])  # nothing unseen may be saved over a good checkpoint
+        self._check_weights()
         self._flush_interval()
         if self.out is None or not self.settings.save_last or not self.world.is_main:
             return
@@ -371,12 +379,12 @@ class _Loop:
         assert self.out is not None
         path = checkpoint.newest_last(self.out.checkpoints)
         if path is None:
-            self.out.rewind(0)  # killed before its first checkpoint: what it logged will be logged again
+            self.out.rewind(0, -1)  # killed before its first checkpoint: what it logged will be logged again
             return None
         weights, saved = checkpoint.load_last(path)
         checkpoint.check_identity(path, saved["identity"], self.identity)
         self.task.trained().load_state_dict(weights)
         self.state = State(**saved["state"])
-        self.out.rewind(self.state.step)
+        self.out.rewind(self.state.step, self.state.epoch)
         self.out.say(f"resumed from {path}: epoch {self.state.epoch + 1}, step {self.state.step}")
         return saved

@@ -18,6 +18,8 @@ MAX_BYTES = 1_000_000
 MAX_VALUES = 50_000  # every use of an alias counts again, so a file cannot grow without bound while it is read
 MAX_DEPTH = 30
 
+_TOO_MANY = f": more than {MAX_VALUES:,} values (each use of an alias counts); this is not a configuration file"
+
 _CORE = "tag:yaml.org,2002:"
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9_]{0,30})\Z|0x[0-9a-fA-F]{1,16}\Z")
 _FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?\Z")
@@ -44,6 +46,17 @@ _UNTAGGED = "untagged"
 
 
 class _Loader(yaml.SafeLoader):
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.composed = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Counts while nodes are made, which takes far longer than reading them afterwards."""
+        self.composed += 1
+        if self.composed > 2 * MAX_VALUES:  # keys are nodes as well
+            raise YamlProblem(_TOO_MANY)
+        return super().compose_node(parent, index)
+
     def resolve(self, kind: type, value: Any, implicit: Any) -> str:
         """PyYAML asks this only for nodes without a tag of their own: whatever then has another tag was tagged in the file."""
         return _UNTAGGED
@@ -145,7 +158,7 @@ def _parse(text: str) -> tuple[Any, dict[tuple[str, ...], int]]:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        problem = " ".join(filter(None, [error.context, error.problem]))
+        problem = _cut(" ".join(filter(None, [error.context, error.problem])), 300)
         hint = "; indent with spaces, not with tabs" if "'\\t'" in problem else ""
         hint = "; keep one document per file" if "another document" in problem else hint
         raise YamlProblem(f"{_place(mark)}: not valid YAML: {problem}{hint}") from None
@@ -156,6 +169,10 @@ def _parse(text: str) -> tuple[Any, dict[tuple[str, ...], int]]:
         raise YamlProblem(f": nested deeper than {MAX_DEPTH} levels") from None
     reader = _Reader()
     return (None if node is None else reader.value(node, ())), reader.lines
+
+
+def _cut(text: str, longest: int = 80) -> str:
+    return text if len(text) <= longest else text[:longest] + "..."
 
 
 def _place(mark: yaml.Mark | None) -> str:
@@ -172,12 +189,12 @@ class _Reader:
     def value(self, node: yaml.Node, path: tuple[str, ...], depth: int = 0) -> Any:
         self.count += 1
         if self.count > MAX_VALUES:
-            raise YamlProblem(f": more than {MAX_VALUES:,} values (each use of an alias counts); this is not a configuration file")
+            raise YamlProblem(_TOO_MANY)
         if depth > MAX_DEPTH:
             raise YamlProblem(f"{_place(node.start_mark)}: nested deeper than {MAX_DEPTH} levels")
         if node.tag != _UNTAGGED:
             tag = node.tag.replace(_CORE, "!!")
-            raise YamlProblem(f"{_place(node.start_mark)}: the tag {tag} is not accepted; remove it")
+            raise YamlProblem(f"{_place(node.start_mark)}: the tag {_cut(tag)} is not accepted; remove it")
         if isinstance(node, yaml.ScalarNode):
             return _plain(node.value) if node.style is None else node.value
         if isinstance(node, yaml.SequenceNode):
@@ -195,7 +212,7 @@ class _Reader:
                 raise YamlProblem(f"{place}: merge keys (<<) are not accepted; write the keys out")
             if key in out:
                 first = self.lines[(*path, key)]
-                raise YamlProblem(f"{place}: the key {key!r} is given twice (first on line {first}); keep one of the two")
+                raise YamlProblem(f"{place}: the key {_cut(key)!r} is given twice (first on line {first}); keep one of the two")
             self.lines[(*path, key)] = key_node.start_mark.line + 1
             out[key] = self.value(value_node, (*path, key), depth + 1)
         return out

@@ -10,8 +10,8 @@ import torch
 
 from finetune.data.config import PipelineConfig
 from finetune.data.panel import Panel
-from finetune.engine.checkpoint import is_complete
 from finetune.engine.files import ensure_writable_folder, read_json
+from finetune.engine.places import is_complete
 from finetune.engine.splits import make_splits
 from finetune.evaluation.evaluate import Evaluation, evaluate
 from finetune.evaluation.report import verdicts, write_report
