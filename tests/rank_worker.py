@@ -64,9 +64,10 @@ def moved(here: World, out: Path) -> dict:
         if ranks is not here and not here.is_main:
             continue
         task = tiny.predictor_task()
-        run = Run.create(folder, config={}, is_main=here.is_main, resume=ranks is here, name="test")
         try:
-            fit(task, tiny.windows(), tiny.settings(accumulation_steps=2 // ranks.size), run, world=ranks, stop=stop, resume=ranks is here)
+            with Run.create(folder, config={}, is_main=here.is_main, resume=ranks is here, name="test") as run:
+                settings = tiny.settings(accumulation_steps=2 // ranks.size)
+                fit(task, tiny.windows(), settings, run, world=ranks, stop=stop, resume=ranks is here)
         except Interrupted:
             here.barrier()  # the other rank waits below until the checkpoint is there
     return tiny.weights(task.trained())

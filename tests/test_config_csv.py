@@ -289,7 +289,7 @@ def test_every_setting_of_the_loop_is_set_by_some_key():
     changed = configure("data.data_path=x.csv", *[f"training.{flag}" for flag in flags.split()], "device.panel_on_device=no")
     changed = changed.training.fit_settings("predictor", "mps", changed.device.panel_on_device)
     same = [field.name for field in fields(plain) if getattr(plain, field.name) == getattr(changed, field.name)]
-    assert same == ["mode"], "whatever the Kronos tasks monitor is a loss, so mode has no key"
+    assert same == ["optimiser", "mode"], "Kronos is trained by AdamW, and what its tasks monitor is a loss: neither has a key"
 
 
 def test_a_named_gpu_and_no_gpus_contradict_each_other():
