@@ -34,20 +34,24 @@ def load(path: str, threads: int, hidden: int, continuous: int, heads: int, enco
         past, known, targets, series = saved["past"], saved["known"], saved["targets"], saved["series"]
     frame, names = _frame(past, known, targets, series)
     data = _data_set(frame, names, encoder)
-    model = TemporalFusionTransformer.from_dataset(
+    model = _model(data, len(names["target"]), hidden, continuous, heads, dropout)
+    loader = iter(data.to_dataloader(train=True, batch_size=batch, num_workers=0))
+    _state.update(model=model, optimiser=torch.optim.Adam(model.parameters(), lr=1e-3), batches=[next(loader) for _ in range(count)])
+    return sum(p.numel() for p in model.parameters())
+
+
+def _model(data: TimeSeriesDataSet, targets: int, hidden: int, continuous: int, heads: int, dropout: float) -> TemporalFusionTransformer:
+    return TemporalFusionTransformer.from_dataset(
         data,
         hidden_size=hidden,
         attention_head_size=heads,
         hidden_continuous_size=continuous,
         dropout=dropout,
         lstm_layers=1,
-        loss=MultiLoss([MAE() for _ in names["target"]]),
-        output_size=[1] * len(names["target"]),
+        loss=MultiLoss([MAE() for _ in range(targets)]),
+        output_size=[1] * targets,
         log_interval=-1,
     )
-    loader = iter(data.to_dataloader(train=True, batch_size=batch, num_workers=0))
-    _state.update(model=model, optimiser=torch.optim.Adam(model.parameters(), lr=1e-3), batches=[next(loader) for _ in range(count)])
-    return sum(p.numel() for p in model.parameters())
 
 
 def load_table(path: str, threads: int, encoder: int) -> int:
@@ -85,12 +89,12 @@ def _frame(past: np.ndarray, known: np.ndarray, targets: np.ndarray, series: np.
     return frame, names
 
 
-def _data_set(frame: pd.DataFrame, names: dict[str, list[str]], encoder: int) -> TimeSeriesDataSet:
+def _data_set(frame: pd.DataFrame, names: dict[str, list[str]], encoder: int, group: str = "symbol") -> TimeSeriesDataSet:
     return TimeSeriesDataSet(
         frame,
         time_idx="time_idx",
         target=names["target"],
-        group_ids=["symbol"],
+        group_ids=[group],
         max_encoder_length=encoder,
         min_encoder_length=encoder,
         max_prediction_length=1,
@@ -128,11 +132,85 @@ def infer(n: int, clock: str) -> float:
     return (CLOCKS[clock]() - begin) / n
 
 
+def open_real(path: str, threads: int, encoder: int) -> int:
+    """A data set of the real rows in `path`, for `fit_real`; returns its windows. Each unbroken stretch of rows is a group."""
+    torch.set_num_threads(threads)
+    with np.load(path) as saved:
+        frame, names = _frame(saved["past"], saved["known"], saved["labels"], saved["stretch"])
+        for k, name in enumerate(("symbol", "period")):
+            frame[name] = pd.Categorical([f"{name}{code}" for code in saved["static"][:, k]])
+        frame["stretch"] = [f"{number:09d}" for number in saved["stretch"]]  # sorted as text, they keep the order of the rows
+    data = _data_set(frame, names, encoder, "stretch")
+    at = np.full(len(frame), -1)  # window by its last encoder row
+    at[data.index["index_start"].to_numpy() + encoder - 1] = np.arange(len(data))
+    _state.update(data=data, names=names, at=at)
+    return len(data)
+
+
+def fit_real(
+    seed: int,
+    train: list[int],
+    val: list[int],
+    rates: list[float],
+    classes: list[bool],
+    sizes: dict[str, Any],
+    optimiser: dict[str, Any],
+    clip: float,
+    batch: int,
+    answers: str,
+) -> list[float]:
+    """Train on the windows of these last encoder rows, a learning rate per batch; [CPU seconds without the loader, parameters].
+
+    answers: where outputs [n, K], labels [n, K] and the sum over each window's inputs are saved for the windows of `val`.
+    """
+    torch.manual_seed(seed)
+    model = _model(_state["data"], len(classes), *(sizes[name] for name in ("hidden", "continuous", "heads", "dropout"))).train()
+    adam, seconds = torch.optim.AdamW(model.parameters(), **optimiser), 0.0
+    for rate, (x, (labels, _)) in zip(rates, _batches_of(train, batch), strict=True):
+        begin = time.process_time()
+        adam.param_groups[0]["lr"] = rate
+        loss = sum(map(_loss, model(x)["prediction"], labels, classes))
+        adam.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        adam.step()
+        seconds += time.process_time() - begin
+    np.savez(answers, **_answers(model.eval(), val, batch))
+    return [seconds, sum(p.numel() for p in model.parameters())]
+
+
+def _batches_of(rows: list[int], batch: int) -> Any:
+    """Its own loader, windows in the given order."""
+    order = _state["at"][rows]
+    assert (order >= 0).all(), "a window that the data set does not have"
+    return _state["data"].to_dataloader(batch_size=batch, num_workers=0, sampler=order.tolist(), shuffle=False, drop_last=False)
+
+
+def _loss(prediction: torch.Tensor, labels: torch.Tensor, a_class: bool) -> torch.Tensor:
+    """Mean loss of one target, prediction [B, 1, 1], labels [B, 1]: that of the side it is compared with."""
+    work = torch.nn.functional.binary_cross_entropy_with_logits if a_class else torch.nn.functional.smooth_l1_loss
+    return work(prediction[:, :, 0], labels)
+
+
+@torch.no_grad()
+def _answers(model: TemporalFusionTransformer, rows: list[int], batch: int) -> dict[str, np.ndarray]:
+    outputs, wanted, sums = [], [], []
+    past = len(_state["names"]["past"])
+    for x, (labels, _) in _batches_of(rows, batch):
+        outputs.append(torch.cat([part[:, :, 0] for part in model(x)["prediction"]], 1))
+        wanted.append(torch.cat(labels, 1))
+        known = [k for k, name in enumerate(_state["data"].reals) if name in _state["names"]["known"]]
+        assert len(known) + past == x["encoder_cont"].shape[2]
+        sums.append(x["encoder_cont"].double().sum((1, 2)) + x["decoder_cont"][..., known].double().sum((1, 2)))
+    return {"outputs": torch.cat(outputs).numpy(), "labels": torch.cat(wanted).numpy(), "sums": torch.cat(sums).numpy()}
+
+
 def main() -> None:
     """Answer JSON lines until the pipe is closed; what the peer prints does not go into the answers."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     functions = {"load": load, "train": train, "infer": infer, "load_table": load_table, "build": build, "batches": batches}
+    functions |= {"open_real": open_real, "fit_real": fit_real}
     for line in sys.stdin:
         call = json.loads(line)
         answers.write(json.dumps(functions[call.pop("do")](**call)) + "\n")

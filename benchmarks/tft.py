@@ -4,6 +4,7 @@
 sides train on batches that lie ready; the loader, and the way from a table to a data set, are measured by
 themselves. Theirs: forward, loss, backward, clipping, Adam. Ours: the loop's Stepper.
 "Shared rows": the same number of windows, in blocks of consecutive ones, each distinct row selected once (exact).
+--real compares, instead of speeds, the validation losses that both come to on real bars: see `tft_quality`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from tft.task import TftTask
 
 from .common import ROOT, Report, Row, begin, clock_argument, end, interleaved, parser_for, spread, timed
 from .peer import Peer
+from .tft_quality import measure_quality, quality_arguments
 from .tft_rows import measure_rows
 
 NAME = "tft"
@@ -70,14 +72,19 @@ def main(argv: Sequence[str] | None = None) -> Report:
     )
     parser.add_argument("--row-features", type=int, default=100, help="its features (default: 100)")
     clock_argument(parser)
+    quality_arguments(parser)
     args, report = begin(NAME, parser, argv)
-    rows = _rows(args)
+    peer = args.peer and (lambda: PeerPython(args.peer, "peer_tft"))
     with tempfile.TemporaryDirectory() as folder:
+        if args.real:
+            measure_quality(args, report, Path(folder), peer, {"heads": HEADS, "encoder": ENCODER})
+            return end(report, args)
+        rows = _rows(args)
         np.savez(Path(folder) / "rows.npz", **rows)
         for hidden in args.hidden:
             _measure(args, report, rows, hidden, Path(folder) / "rows.npz")
         if args.rows:
-            measure_rows(args, report, Path(folder), args.peer and (lambda: PeerPython(args.peer, "peer_tft")), ENCODER)
+            measure_rows(args, report, Path(folder), peer, ENCODER)
     return end(report, args)
 
 

@@ -4,7 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from benchmarks import (
     coverage,
@@ -17,12 +19,16 @@ from benchmarks import (
     resume,
     run_all,
     tft,
+    tft_quality,
     tft_rows,
     tft_side,
     train_step,
 )
 from benchmarks.common import Report, make_panel
+from finetune.data.panel import Column, Panel, SeriesInfo
+from finetune.data.timestamps import stamp_features
 from kronos.errors import InputError
+from tft.rows import save_with_manifest
 
 TINY = ["--symbols", "2", "--bars", "700"]
 
@@ -186,8 +192,66 @@ def test_the_transformers_table_is_built_and_its_windows_are_gathered(monkeypatc
     monkeypatch.setattr(tft_rows, "_BATCHES", 2)
     report = tft.main(["--hidden", "--rows", "4000", "--row-features", "12", "--rounds", "1"])
     measures = [row.measure.split(",")[0] for row in report.rows]
-    assert measures == ["loader", "build", "peak beside the frame"] and all(row.passed for row in report.rows[:2])
+    assert measures == ["loader", "build", "peak beside the frame"] and "inf" not in report.rows[0].seen
     assert tft_side.batches(1, 64, "wall", shared=True) > 0 and len(tft_side._state["windows"].train) > 2000
+
+
+def _real_bars(folder):
+    """Two series of 300 hours with labels of what the first column will be; the last five have none."""
+    draw, rows = np.random.default_rng(0), 300
+    times = np.tile(np.arange(rows) * 3_600 * 10**9, 2)
+    values = draw.normal(size=(2 * rows, 5))
+    labels = np.stack([values[:, 0] > 0, values[:, 1] > 0, values[:, 0], values[:, 1]], 1).astype(np.float32)
+    labels.reshape(2, rows, 4)[:, -5:] = np.nan
+    columns = [Column(f"x{k}", "past" if k < 4 else "known") for k in range(5)]
+    series = [SeriesInfo(symbol, "1h") for symbol in ("BTC", "ETH")]
+    layout = dict(offsets=np.array([0, rows, 2 * rows]), series=series, columns=columns, stamps=stamp_features(times), times=times)
+    panel = Panel.build(features=values.astype(np.float32), targets=labels, target_names=tuple(tft_quality.TARGETS), **layout)
+    save_with_manifest(panel, folder, {"targets": {name: {"horizon": {"1h": 5}} for name in tft_quality.TARGETS}})
+    return ["--real", str(folder), "--seeds", "2", "--windows", "32", "--batch", "16", "--val-windows", "20", "--features", "3"]
+
+
+class _Cuts:
+    """Where the peer stands: it reads the table that it is given, and always says that nothing will happen."""
+
+    def __init__(self, off_by=0):
+        self.off_by, self.asked = off_by, []
+
+    __enter__, __exit__ = _HalfHere.__enter__, _HalfHere.__exit__
+
+    def __call__(self, do, **told):
+        if do == "open_real":
+            self.table, self.encoder = dict(np.load(told["path"])), told["encoder"]
+            return 1
+        self.asked.append(told)
+        at, past, known = np.array(told["val"]) + self.off_by, self.table["past"], self.table["known"]
+        sums = [past[r - self.encoder + 1 : r + 1].sum() + known[r - self.encoder + 1 : r + 2].sum() for r in at]
+        np.savez(told["answers"], outputs=np.zeros((len(at), 4), np.float32), labels=self.table["labels"][at + 1], sums=sums)
+        return [1e-3, 1]
+
+
+def test_final_losses_are_compared_on_the_same_windows_of_real_bars(tmp_path, monkeypatch, capsys):
+    arguments, peer = _real_bars(tmp_path / "bars"), _Cuts()
+    monkeypatch.setattr(tft, "PeerPython", lambda *a: peer)
+    report = tft.main([*arguments, "--peer", "python"])
+    assert [row.measure.split(", ")[1] for row in report.rows] == ["equal windows", "equal CPU seconds"]
+    told = peer.asked[-1]
+    assert len(told["train"]) == 32 and len(told["val"]) == 20 and len(told["rates"]) == 2 and told["sizes"]["encoder"] == 96
+    assert max(told["train"]) < min(told["val"]) + 300 and peer.asked[-2]["train"] != told["train"], "each seed has an order of its own"
+    flat = tft_quality.score(torch.zeros(20, 4), peer.table["labels"][np.array(told["val"]) + 1])
+    assert report.rows[0].peer == f"{flat:.4f} ± 0.0000" and "seed 2: ours" in capsys.readouterr().out
+
+
+def test_a_peer_that_was_given_other_windows_is_not_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(tft, "PeerPython", lambda *a: _Cuts(off_by=-1))
+    with pytest.raises(InputError, match="other validation windows"):
+        tft.main([*_real_bars(tmp_path / "bars"), "--peer", "python"])
+
+
+def test_a_loss_is_worse_only_beyond_the_spread_of_the_seeds():
+    assert tft_quality.compared("loss", [1.04, 1.06], [1.00, 1.08]).passed
+    assert not tft_quality.compared("loss", [1.09, 1.11], [1.02, 1.04]).passed
+    assert tft_quality.compared("loss", [1.0], []).peer == ""
 
 
 def test_bars_are_valid_and_stamped_by_the_calendar():

@@ -1,0 +1,170 @@
+"""The federation: seconds and memory of rounds with many clients, and what federating costs in loss against one trainer with all bars.
+
+Rounds: the tiny Kronos on random bars, all clients in one process. Loss: the small transformer on the daily S&P 500 and NASDAQ bars, each
+run's final weights scored on the same validation windows, those of the trainer that has all bars.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from finetune.engine.command import run_command
+from finetune.engine.files import read_json_lines, write_text
+
+from .common import ROOT, Report, Row, begin, end, make_panel, parser_for
+
+NAME = "federated"
+FLAT = 0.03  # growth of memory after round 2 that counts as none
+WITHIN = 0.03
+CLIENTS, BATCH = 10, 128  # of the one trainer; a client's is a tenth, so that a round has as many steps as an epoch
+YAML = """
+data: {{data_path: {panel}, lookback_window: 30, predict_window: 5, train_ratio: 0.8, val_ratio: 0.2, test_ratio: 0.0}}
+training: {{n_val_iter: 32}}
+model:
+  tokenizer: {{preset: base, d_model: 64, n_heads: 4, ff_dim: 128, n_enc_layers: 3, n_dec_layers: 3, s1_bits: 6, s2_bits: 6, group_size: 4}}
+  predictor: {{preset: mini, n_layers: 3, d_model: 64, n_heads: 4, ff_dim: 128, s1_bits: 6, s2_bits: 6}}
+experiment: {{pre_trained_tokenizer: false, pre_trained_predictor: false}}
+device: {{device: cpu, cpu_threads: 1}}
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> Report:
+    """Parse, run, report."""
+    parser = parser_for(NAME, __doc__ or "")
+    parser.add_argument("--clients", type=int, default=50, help="clients of the timed rounds (default: 50)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds (default: 5)")
+    parser.add_argument("--bars", type=int, default=150, help="bars per client (default: 150)")
+    parser.add_argument(
+        "--loss-rounds", type=int, default=5, help="rounds of the runs whose loss is compared; 0: leave them out (default: 5)"
+    )
+    parser.add_argument(
+        "--local-epochs", type=int, default=3, help="epochs in each of them; the one trainer has as many in all (default: 3)"
+    )
+    args, report = begin(NAME, parser, argv)
+    with tempfile.TemporaryDirectory() as folder:
+        time_rounds(Path(folder), args.clients, args.rounds, args.bars, report)
+        if args.loss_rounds:
+            compare_losses(Path(folder), args.loss_rounds, args.local_epochs, report)
+    return end(report, args)
+
+
+def time_rounds(folder: Path, clients: int, rounds: int, bars: int, report: Report) -> None:
+    """Seconds and resident memory of every round."""
+    from federated import rounds as loop
+
+    make_panel(clients, bars).save(folder / "panel")
+    yaml = folder / "kronos.yaml"
+    write_text(yaml, YAML.format(panel=folder / "panel"))
+    memory: list[float] = []
+    one_round = loop.Federation._round
+
+    def measured(self: Any, number: int) -> None:
+        one_round(self, number)
+        memory.append(psutil.Process(os.getpid()).memory_info().rss / 2**20)
+
+    loop.Federation._round = measured  # type: ignore[method-assign]
+    try:
+        run = simulate(folder / "many", clients, model_config=str(yaml), num_server_rounds=rounds, batch_size=32)
+    finally:
+        loop.Federation._round = one_round  # type: ignore[method-assign]
+    lines = read_json_lines(run / "rounds.jsonl")
+    seconds = [line["seconds"] for line in lines]
+    growth = max(memory[1:]) / memory[1] - 1 if len(memory) > 1 else 0.0
+    report.details["rounds"] = {
+        "clients": clients,
+        "weights MB": f"{lines[0]['model_bytes'] / 1e6:.2f}",
+        "s": [f"{s:.1f}" for s in seconds],
+        "MiB after each": [f"{m:.0f}" for m in memory],
+        "MB up": f"{lines[0]['bytes_up'] / 1e6:.1f}",
+    }
+    report.rows.append(Row(f"a round of {clients} clients, seconds", "printed", f"{min(seconds):.1f} to {max(seconds):.1f} s", True))
+    report.rows.append(Row("memory after round 2", f"grows ≤ {FLAT:.0%}", f"{growth:+.1%} ({memory[-1]:.0f} MiB)", growth <= FLAT))
+
+
+def compare_losses(folder: Path, rounds: int, local: int, report: Report) -> None:
+    """Ten clients, IID and by symbol-period, against one trainer with as many epochs; all scored on its validation windows."""
+    fused = make_data(folder)
+    how = dict(model="tft", data_path=str(fused), num_server_rounds=rounds, local_epochs=local, fraction_evaluate=0.0)
+    score = Judge(fused, rounds * local)
+    central = score.trained()
+    report.details["loss of one trainer with all bars"] = f"{central:.5f} after {rounds * local} epochs, {score.start:.5f} before"
+    kinds = {"IID": {"partitions": "iid"}, "by symbol-period": {}, "by symbol-period, fedprox": {"strategy": "fedprox"}}
+    for name, changes in kinds.items():
+        loss = score(simulate(folder / name.replace(" ", "-"), CLIENTS, batch_size=BATCH // CLIENTS, **how, **changes))
+        ratio = loss / central - 1
+        reach = f"within {WITHIN:.0%}" if name == "IID" else "reported"
+        measure = f"{CLIENTS} clients, {rounds} rounds of {local} epochs, {name}: loss"
+        report.rows.append(Row(measure, reach, f"{loss:.5f} ({ratio:+.1%})", name != "IID" or ratio <= WITHIN))
+
+
+class Judge:
+    """The trainer with all bars, and its validation windows, which score everybody's weights."""
+
+    def __init__(self, fused: Path, epochs: int):
+        from federated.local_tft import _weights
+        from federated.settings import read_settings
+        from finetune.engine.config import load_config
+        from tft.config import TftConfig
+        from tft.training import prepare
+
+        yaml = read_settings({"model": "tft"}).yaml
+        self.made = prepare(load_config(TftConfig, yaml, [f"data_path={fused}", f"batch_size={BATCH}"]), say=lambda _: None)
+        self.weights = _weights(self.made.task)
+        self.settings = replace(self.made.settings(), epochs=epochs, schedule="constant", early_stop_patience=0, num_workers=0)
+        self.start = self._score()
+
+    def trained(self) -> float:
+        """The validation loss after training on everything, under the clients' settings."""
+        from finetune.engine.trainer import fit
+
+        fit(self.made.task, self.made.splits, self.settings)
+        return self._score()
+
+    def __call__(self, run: Path) -> float:
+        """The validation loss of a run's last weights."""
+        from safetensors.numpy import load_file
+
+        self.weights.load(load_file(next((run / "checkpoints").glob("last-*")) / "model.safetensors"))
+        return self._score()
+
+    def _score(self) -> float:
+        from finetune.engine.trainer import fit
+
+        return fit(self.made.task, self.made.splits, replace(self.settings, epochs=0, score_start=True)).history[-1]["val_loss"]
+
+
+def make_data(folder: Path) -> Path:
+    """The fused panel of the daily bars, made by the three commands."""
+    for command in ("indicating", "target_config", "data_fusion"):
+        arguments = ["--config", "configs/tft/demo_data.yaml", "--set", f"output.folder={json.dumps(str(folder / 'tft'))}"]
+        subprocess.run([sys.executable, f"tft/{command}.py", *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return folder / "tft" / "fused"
+
+
+def simulate(folder: Path, clients: int, **changes: Any) -> Path:
+    """A run in this process, without its output; returns its folder."""
+    from federated.client_app import app
+    from federated.local_grid import LocalGrid
+    from federated.rounds import federate
+    from federated.settings import outside, read_settings, run_config
+
+    names = {"model_config": "model-config"}
+    plain = {names.get(name) or outside(name): value for name, value in {**changes, "run_folder": str(folder)}.items()}
+    settings = read_settings(plain)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        return federate(LocalGrid(app, clients, run_config(settings)), settings)
+
+
+if __name__ == "__main__":
+    run_command(lambda: main() and None)
