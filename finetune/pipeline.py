@@ -93,6 +93,7 @@ def prepared(config: Configuration, stages: Sequence[Stage], *, resume: bool = F
             if other_bars(config, stage, windows.train.facts["data"]):
                 raise _made_otherwise(place_of(config, stage), stage, "it was trained on other bars")
         base = Path(config.model_paths.base_save_path)
+        here.on_main(lambda: _check_places(config, stages))  # again: loading took a while, and now checkpoints are put aside
         resume = goes_on(base, [Path(config.model_paths.folder(stage)) for stage in todo], resume=resume, world=here)
         yield Job(config, panel, windows, models, here, stop, resume)
 
@@ -139,11 +140,12 @@ def tokenizer_of(job: Job) -> str:
 
 
 def _check_places(config: Configuration, stages: Sequence[Stage]) -> str:
-    """Before anything is loaded: the folders can be written to, and nobody else trains there, or still trains the tokenizer to be used."""
+    """The folders can be written to, and nobody else trains there the tokenizer to be used, or a predictor of the one to train."""
     paths = config.model_paths
     ensure_writable_folder(paths.base_save_path)
     own = Path(paths.finetuned_tokenizer) == Path(paths.best_model("tokenizer"))
-    for stage in dict.fromkeys((*(("tokenizer",) if own else ()), *stages)):
+    both: tuple[Stage, ...] = ("tokenizer", "predictor")
+    for stage in both if own or "tokenizer" in stages else stages:
         refuse_if_held(Path(paths.folder(stage)))
     return "free"
 

@@ -11,6 +11,7 @@ With int8 the weights lie in model.int8.safetensors, so that nothing mistakes th
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,8 +112,8 @@ def load_bundle(path: str | Path) -> Bundle:
     No pickle is executed: safetensors, or torch.load with weights_only=True. Weights are checked against the fingerprints of bundle.json.
     Raises InputError or MissingFileError naming the file and what is wrong with it.
     """
-    path = Path(path).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(path))
+    if os.path.isdir(path):
         manifest = read_manifest(path)
         modules = {name: _module_of(path / name, name, manifest) for name in _CLASSES}
     else:
@@ -177,7 +178,7 @@ def _module_of(folder: Path, name: str, manifest: Mapping[str, Any]) -> nn.Modul
 
 
 def _read_pth(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise MissingFileError(f"there is no bundle {path}: give the folder or .pth file that python -m kronos.export wrote")
     try:
         content = read_plain(path)

@@ -22,18 +22,14 @@ def find_folder(name: str | Path, files: Sequence[str], revision: str | None = N
     A cached copy is used without asking the hub. Raises MissingFileError for a folder that is not there, and InputError
     for a hub that cannot be reached, a repository that does not exist, or a file in place of a folder.
     """
-    path = Path(os.path.expanduser(name))  # Path's own fails for the home of nobody
-    try:
-        is_folder, is_file = bool(str(name).strip()) and path.is_dir(), path.is_file()
-    except OSError:  # too long to be a path
-        is_folder = is_file = False
-    if is_folder:
+    path = Path(os.path.expanduser(name))  # of os.path, here and below: Path's own fail for the home of nobody and for a name too long
+    if str(name).strip() and os.path.isdir(path):
         return path
-    if is_file:
+    if os.path.isfile(path):
         raise InputError(f"{name} is a file: give the folder that holds {' and '.join(files)}")
     if not _HUB_ID.fullmatch(str(name)):
         raise MissingFileError(
-            f"there is no folder {str(name)[:300]!r}: give a folder that holds {' and '.join(files)}, or a hub id such as NeoQuasar/Kronos-mini"
+            f"there is no folder {str(name)[:300]!r}: give one that holds {' and '.join(files)}, or a hub id such as NeoQuasar/Kronos-mini"
         )
     try:
         cached = [try_to_load_from_cache(str(name), file, revision=revision) for file in files]

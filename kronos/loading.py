@@ -1,5 +1,6 @@
 """Loading and saving tokenizers and predictors by folder or hub id."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,5 +37,5 @@ def read_arguments(cls: type, name: str | Path) -> dict[str, Any]:
 
     Raises InputError or MissingFileError naming the file and what is wrong in it.
     """
-    path = Path(name).expanduser()
-    return read_config(path if path.is_file() else find_folder(name, [CONFIG_FILE]) / CONFIG_FILE, cls)
+    path = Path(os.path.expanduser(name))
+    return read_config(path if os.path.isfile(path) else find_folder(name, [CONFIG_FILE]) / CONFIG_FILE, cls)

@@ -300,7 +300,7 @@ def test_missing_damaged_or_exchanged_panels_are_refused(tmp_path, made):
     made.train.save(tmp_path / "val")
     with pytest.raises(InputError, match=r"val: is not the panel that manifest.json lists"):
         open_panels(tmp_path, data_section())
-    (tmp_path / "manifest.json").write_text("[]")
+    (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(InputError, match="no manifest of this version"):
         open_panels(tmp_path, data_section())
 

@@ -8,8 +8,10 @@ from finetune.engine.config import load_config, resolved
 from finetune.engine.yaml_text import read_yaml, to_yaml
 from kronos.errors import InputError
 from tft.config import TftConfig, extra_file
+from tft.data_config import TargetsSection
 from tft.losses import read_stages, read_targets
 from tft.metrics import Composite
+from tft.target_panel import SPLIT_KEYS
 from tft.training import better
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "tft"
@@ -66,6 +68,15 @@ def test_shipped_files_load_and_their_side_files_fit_them(name):
     )
     assert not config.composite_score or Composite.read(extra_file(config.composite_score), losses).weights
     assert better(config.monitor, config.monitor_mode, losses, [], bool(config.composite_score)) in ("min", "max")
+
+
+@pytest.mark.parametrize(("data", "model"), [("data", "model_config"), ("demo_data", "demo_model")])
+def test_shipped_files_split_targets_and_training_by_the_same_rule(data, model):
+    """Else thresholds would be made of bars that training does not see, which it warns of."""
+    targets = read_yaml(CONFIGS / f"{data}.yaml").tree["targets"]
+    chosen = load(path=CONFIGS / f"{model}.yaml")
+    assert {key: getattr(TargetsSection(**targets), key) for key in SPLIT_KEYS} == {key: getattr(chosen, key) for key in SPLIT_KEYS}
+    assert chosen.test_ratio > 0, "a report should judge bars that chose nothing"
 
 
 def test_flag_wins_over_environment_over_file(tmp_path):

@@ -52,6 +52,7 @@ def trained(seed, steps=200, size=64):
     return task
 
 
+@pytest.mark.slow
 def test_the_two_features_of_twenty_that_matter_rank_first_over_three_networks():
     """One so small network puts them first in 5 of 9 seeds only, though all fit: what a weight of selection says is not unique."""
     tables = []

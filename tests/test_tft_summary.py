@@ -51,6 +51,7 @@ def test_a_resumed_run_says_how_often_and_from_where(tmp_path):
     line = "2025-11-01 12:00:00  resumed from {}: epoch 2, step 20\n"
     (folder / "logs" / "tft.log").write_text(line.format("/r/checkpoints/last-00000001") + line.format("/r/checkpoints/last-00000004"))
     assert read_run(folder)["origin"] == "resumed 2 times, last from last-00000004"
+    assert read_run(write(tmp_path / "y", HISTORY, resumed_from="last-00000007"))["origin"] == "resumed 1 time, last from last-00000007"
 
 
 @pytest.mark.parametrize(("monitor", "best"), [("val_loss", 2), ("val_target_up_f1", 1)])

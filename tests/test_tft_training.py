@@ -13,12 +13,14 @@ import torch
 from ranks import TESTS, environment
 from safetensors.torch import load_file
 
+from finetune.data.panel import Column, Panel
 from finetune.engine.config import load_config
 from finetune.engine.errors import Interrupted
 from finetune.engine.trainer import fit
 from finetune.engine.yaml_text import to_yaml
 from kronos.errors import InputError, MissingFileError
 from tft.config import TftConfig
+from tft.rows import save_with_manifest
 from tft.run_folder import find_run, find_weights
 from tft.task import load_task, warm_start
 from tft.train_run import train
@@ -112,6 +114,32 @@ def test_a_run_opened_over_other_data_keeps_its_codes_and_scales(whole, tmp_path
     assert opened.scales.as_dict() == load_run(whole).scales.as_dict()
 
 
+def test_no_row_of_other_data_that_the_run_may_have_learned_from_counts_as_validation(whole, tmp_path):
+    """By its share of rows alone, validation of longer data would begin in the run's training time, or late in its own."""
+    until = load_run(whole).data.cuts
+    for rows in (60, 300):
+        (tmp_path / str(rows)).mkdir()
+        opened = load_run(whole, load(tft_data.write_config(tmp_path / str(rows), rows=rows)).data_path)
+        assert opened.data.cuts == until
+        assert opened.panel.times[opened.windows["val"].rows()].min() >= until[0]
+
+
+def test_a_column_of_another_kind_is_told_by_name_and_more_columns_are_no_harm(whole, tmp_path):
+    panel, manifest = tft_data.make_panel()
+    kinds = {column.name: column.kind for column in panel.columns}
+
+    def opened(name, **changes):
+        columns = [Column(*pair) for pair in {**kinds, **changes}.items()]
+        features = np.concatenate((panel.features, panel.features[:, : len(columns) - len(kinds)]), 1)
+        shared = {key: getattr(panel, key) for key in ("stamps", "times", "offsets", "series", "targets", "target_names")}
+        save_with_manifest(Panel.build(features=features, columns=columns, **shared), tmp_path / name, manifest)
+        return load_run(whole, str(tmp_path / name))
+
+    assert opened("more", another="past").data.columns == load_run(whole).data.columns
+    with pytest.raises(InputError, match="'rsi_14' is known, not past"):
+        opened("moved", rsi_14="known")
+
+
 def test_what_is_no_run_is_refused_by_name(tmp_path):
     with pytest.raises(MissingFileError, match=r"is no run of train_multi_tft\.py"):
         load_run(tmp_path)
@@ -120,13 +148,14 @@ def test_what_is_no_run_is_refused_by_name(tmp_path):
 # ---- going on
 
 
-@pytest.mark.parametrize("looks", [3, 9, 20])
+@pytest.mark.parametrize("looks", [pytest.param(3, marks=pytest.mark.slow), 9, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_stopped_run_goes_on_to_the_same_bits_as_one_that_nothing_disturbed(tmp_path, whole, looks):
     with pytest.raises(Interrupted, match=r"train_resume\.py --ckpt .*checkpoints/last"):
         begin(tmp_path, "max_epochs=3", "top_k=2", stop=tiny.StopAfter(looks))
     run = begin(tmp_path, "max_epochs=3", "top_k=2", resume=str(next((tmp_path / "runs").iterdir()) / "checkpoints" / "last"))
     assert tiny.same(last_weights(run), last_weights(whole))
     assert [line["loss"] for line in lines(run)] == [line["loss"] for line in lines(whole)]
+    assert json.loads((run / "summary.json").read_text())["resumed_from"].startswith("last-")
 
 
 def test_shared_rows_dropout_and_learned_balance_resume_to_the_same_bits_too(tmp_path):
@@ -136,6 +165,22 @@ def test_shared_rows_dropout_and_learned_balance_resume_to_the_same_bits_too(tmp
     with pytest.raises(Interrupted):
         begin(tmp_path / "b", *how, stop=tiny.StopAfter(9))
     assert tiny.same(last_weights(begin(tmp_path / "b", *how, resume="last")), last_weights(undisturbed))
+    summary, log = json.loads((undisturbed / "summary.json").read_text()), (undisturbed / "logs" / "tft.log").read_text()
+    assert summary["effective_batch"] == 16 and summary["windows"]["train"] == len(load_run(undisturbed).windows["train"])
+    assert "blocks of 4 that follow each other\n" in log, "and none is alone"
+
+
+def test_windows_that_no_block_can_hold_are_told_at_the_start_and_progress_counts_windows(tmp_path):
+    series = (("AAA", "1h"), ("BBB", "1h"))
+    panels = [tft_data.make_panel(rows, (one,), seed=k)[0] for k, (rows, one) in enumerate(zip((90, 24), series, strict=True))]
+    joined = {key: np.concatenate([getattr(panel, key) for panel in panels]) for key in ("features", "stamps", "times", "targets")}
+    shared = {"columns": panels[0].columns, "target_names": panels[0].target_names, "series": [panel.series[0] for panel in panels]}
+    save_with_manifest(Panel.build(**joined, **shared, offsets=np.array([0, 90, 114])), tmp_path / "fused", tft_data.make_panel()[1])
+    run = begin(tmp_path, "shared_rows=true", "block_length=12", "max_epochs=1", "log_interval=1", "val_ratio=0.12")
+    log, trained = (run / "logs" / "tft.log").read_text(), json.loads((run / "summary.json").read_text())["windows"]["train"]
+    alone = len(load_run(run).windows["train"]) - trained
+    assert 0 < alone < 12 and f"; {alone} training windows never come up, since fewer than 12 follow each other there" in log
+    assert f"{trained} training and" in log
 
 
 def test_last_last_ckpt_the_checkpoint_and_the_run_all_name_the_same_run(whole):
@@ -164,12 +209,11 @@ def test_last_without_any_run_says_where_it_looked(tmp_path):
         find_run("last", str(tmp_path / "runs"))
 
 
-@pytest.mark.parametrize(
-    "change, told", [("hidden_size=16", "sizes"), ("targets.target_return=MSE", "targets"), ("max_encoder_length=9", "lookback")]
-)
-def test_a_checkpoint_of_another_shape_is_refused_with_what_differs(tmp_path, change, told):
-    begin(tmp_path, "max_epochs=1")
-    assert told in refused(tmp_path, "max_epochs=1", change, resume="last", match="is of another run")
+def test_a_checkpoint_of_another_shape_is_refused_with_what_differs(tmp_path):
+    begin(tmp_path, "max_epochs=1", "n_train_iter=16", "n_val_iter=16")
+    for change, told in (("hidden_size=16", "sizes"), ("targets.target_return=MSE", "targets"), ("max_encoder_length=9", "lookback")):
+        message = refused(tmp_path, "max_epochs=1", change, resume="last", match="is of another run")
+        assert told in message and "--resume" not in message, "train_resume.py has no such flag"
 
 
 # ---- weights of another run

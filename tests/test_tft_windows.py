@@ -1,6 +1,6 @@
 """Windows for the Temporal Fusion Transformer: what a batch may know, what a split may, and in which order they come."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -285,7 +285,7 @@ def test_clients_with_one_vocabulary_have_one_shape_and_scales_of_their_own():
 def test_blocks_hold_consecutive_windows_and_every_window_comes_up():
     made = windows(world(breaks=(300,)))
     blocks = made.in_blocks(8).train
-    assert blocks.alone == 0
+    assert blocks.alone == 0 and blocks.distinct == len(made.train)
     seen = blocks.windows_at(np.arange(len(blocks))).reshape(-1, 8)
     rows = made.train.rows()[seen]
     assert (np.diff(rows, axis=1) == 1).all() and set(seen.reshape(-1)) == set(range(len(made.train)))
@@ -396,6 +396,17 @@ def test_training_that_ends_before_the_thresholds_date_is_warned_of():
     assert len(said) == 1 and "set train_until: 2022-04-20T00:00:00+00:00" in said[0]
     windows(manifest=noted, rule=SplitRule(train_until="2022-04-20"), say=said.append)
     assert len(said) == 1
+
+
+def test_training_by_the_rule_that_the_targets_were_made_by_ends_where_their_thresholds_do():
+    """Fusion drops rows, so that the same share of those left would end elsewhere."""
+    rule = SplitRule("ratio", 0.3, 0.1)
+    noted = {**MANIFEST, "train_until": "2022-04-20T00:00:00+00:00", "thresholds": {"target_up": {}}, "split": asdict(rule)}
+    said = []
+    same = windows(manifest=noted, rule=rule, say=said.append)
+    assert not said and same.cuts[1] == windows(rule=rule).cuts[1]
+    other = windows(manifest=noted, rule=SplitRule("ratio", 0.35, 0.1))
+    assert pd.Timestamp(same.cuts[0], tz="UTC").isoformat() == noted["train_until"] != pd.Timestamp(other.cuts[0], tz="UTC").isoformat()
 
 
 @pytest.mark.parametrize(

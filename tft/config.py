@@ -60,7 +60,11 @@ class TftConfig(Section):
     weights_config: str = key("", "weights of the losses by stage, weights_config.yaml; empty: none", path="in")
     composite_score: str = key("", "what val_composite_score is made of, composite_score.yaml; empty: there is none", path="in")
 
-    val_mode: Literal["ratio", "days"] = key("ratio", "how validation and test are cut off the end of the data")
+    val_mode: Literal["ratio", "days"] = key(
+        "ratio",
+        "how validation and test are cut off the end of the data; labels of each part end before the next one (purge), which begins the "
+        "largest target horizon later (embargo); with the rule of data.yaml training ends where thresholds of targets do",
+    )
     val_ratio: float = key(0.2, "ratio: share of all rows, the latest before the test's, for validation", ge=0, lt=1)
     test_ratio: float = key(0.0, "ratio: share of all rows, the latest, for a test", ge=0, lt=1)
     val_days: float = key(30.0, "days: length of the validation period, the latest before the test's", ge=0)

@@ -25,13 +25,12 @@ def main() -> None:
 
     from kronos.errors import InputError  # after the arguments: --help need not wait
     from tft.interpret_run import look_at, write_interpretation
-    from tft.prediction_table import check_columns
     from tft.run_folder import run_of
     from tft.training import load_run
 
     if args.windows < 1:
         raise InputError(f"--windows {args.windows}: give a whole number from 1")
-    prepared = check_columns(load_run(args.run, args.data, checkpoint=args.checkpoint))
+    prepared = load_run(args.run, args.data, checkpoint=args.checkpoint)
     looked = look_at(prepared, args.split, args.windows)
     folder = Path(args.out) if args.out else run_of(Path(args.run)) / "interpretation"
     written = write_interpretation(looked, np.asarray(prepared.panel.times)[looked.row], folder, args.split)

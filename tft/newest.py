@@ -68,11 +68,12 @@ def newest_windows(
         begin = first - encoder + 1
         ahead = _next_times(panel, s, end, prediction, calendar)
         reals, codes = _beyond(rows, manifest, s, stamp_features(ahead))
-        reals = torch.cat((rows.reals[begin:end].cpu(), torch.from_numpy(reals)))
-        codes = torch.cat((rows.codes[begin:end].cpu(), torch.from_numpy(codes)))
-        at = torch.arange(end - first)
-        length = encoder + prediction
-        window = split_window(rows, cut_rows(reals.contiguous(), at, length), cut_rows(codes.contiguous(), at, length), encoder)
+        lags = np.zeros((len(reals), rows.lags.shape[1]), np.float32)
+        at, parts = torch.arange(end - first), []
+        for there, beyond in ((rows.reals, reals), (rows.lags, lags), (rows.codes, codes)):
+            whole = torch.cat((there[begin:end].cpu(), torch.from_numpy(beyond)))
+            parts.append(cut_rows(whole.contiguous(), at, encoder + prediction))
+        window = split_window(rows, *parts, encoder)
         static = rows.static[s].cpu().expand(len(at), -1)
         made.append({**window, "static": static, "period": static[:, 1], "row": first + at})
         walls = np.append(wall_clock(panel, first, end).to_numpy("datetime64[ns]").astype(np.int64), ahead)
@@ -100,7 +101,7 @@ def _beyond(rows: Rows, manifest: Mapping[str, Any], series: int, stamps: np.nda
     noted, columns = manifest.get("calendar", {}), rows.columns
     reals = np.zeros((len(stamps), rows.reals.shape[1]), np.float32)
     mean, deviation = (part[series] for part in rows.scales.per_series(rows.panel, columns.known))
-    first = rows.first + len(columns.past)
+    first = rows.first + len(rows.own)
     reals[:, first : first + len(columns.known)] = (calendar_rows(noted, columns.known, stamps) - mean) / deviation
     codes = np.zeros((len(stamps), len(columns.categorical)), np.int64)
     for k, name in enumerate(columns.categorical):

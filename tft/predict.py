@@ -32,14 +32,14 @@ def main() -> None:
     args = parser.parse_args()
 
     from kronos.errors import InputError  # after the arguments: --help need not wait
-    from tft.prediction_table import check_columns, chosen_sources, forecast, prediction_table, write_table
+    from tft.prediction_table import chosen_sources, forecast, prediction_table, write_table
     from tft.report_run import report_split
     from tft.report_text import verdicts, write_report
     from tft.training import load_run
 
     if not args.out.endswith((".parquet", ".csv")):
         raise InputError(f"--out {args.out}: end the name with .parquet or .csv")
-    prepared = check_columns(load_run(args.run, args.data, checkpoint=args.checkpoint))
+    prepared = load_run(args.run, args.data, checkpoint=args.checkpoint)
     sources = chosen_sources(prepared, args.split, args.calendar)
     outputs = forecast(prepared, sources)
     table = prediction_table(prepared, outputs)

@@ -32,23 +32,6 @@ def chosen_sources(prepared: Prepared, wanted: list[str], calendar: str = "") ->
     return left
 
 
-def check_columns(prepared: Prepared) -> Prepared:
-    """The same, if its data have the very columns that its network was trained on. Raises InputError naming those that they lack."""
-    trained = prepared.task.config["facts"].get("columns", {})
-    for part, names in trained.items():
-        own = list(getattr(prepared.data.columns, part))
-        if own != list(names):
-            missing, more = ([name for name in a if name not in b] for a, b in ((names, own), (own, names)))
-            told = "; ".join(
-                f"{what} {', '.join(map(str, left[:8]))}" for what, left in (("lacks", missing), ("has besides", more)) if left
-            )
-            raise InputError(
-                f"{prepared.config.data_path}: its {part} columns are not those that the run was trained on: it "
-                f"{told or 'has them in another order'}; make the data as for training, or name the training's columns in reals"
-            )
-    return prepared
-
-
 def forecast(prepared: Prepared, sources: dict[str, Source]) -> dict[str, Outputs]:
     """The network's outputs by split. Raises what `run_network` raises."""
     return {name: run_network(prepared.task, source) for name, source in sources.items()}

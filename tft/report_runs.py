@@ -118,7 +118,8 @@ def _origin(folder: Path, summary: Mapping[str, Any]) -> str:
     if not parts:
         parts = [line.partition("  ")[2].partition(": ")[0] for line in lines if ": warm start: " in line][-1:]
         parts = [f"warm start from {path}" for path in parts]
-    resumed = [line.partition(_RESUMED)[2] for line in lines if _RESUMED in line]
+    resumed = [line.partition(_RESUMED)[2] for line in lines if _RESUMED in line] or [summary.get("resumed_from")]
+    resumed = [name for name in resumed if name]
     if resumed:
         parts.append(f"resumed {len(resumed)} time{'s' if len(resumed) > 1 else ''}, last from {Path(resumed[-1].partition(':')[0]).name}")
     return "; ".join(parts) or "fresh"

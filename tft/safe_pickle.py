@@ -2,6 +2,7 @@
 
 A pickle is a program: it may call any importable function. Here a name that is not on the list below stops the load before anything is
 called. Names are compared as written in the file; none of them calls what it is given, opens files or imports.
+Nor may numpy be made to take bytes for objects (a type whose flags lie, an array over a buffer), or small things become large ones.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import pickle
 import re
 import zoneinfo
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pandas as pd
 
 from kronos.errors import InputError, MissingFileError
@@ -74,11 +76,60 @@ def _checked_arrow(data: Any) -> Any:
     return array
 
 
+def _plain_dtype(text: str, align: object = False, copy: object = False) -> np.dtype:
+    """A type of numbers, texts or times. That of objects is numpy's own, which ignores what a pickle says of its flags."""
+    if not isinstance(text, str) or not _DTYPE.fullmatch(text):
+        raise pickle.UnpicklingError(f"it wants to use numbers of type {text!r}, which a table does not need")
+    return np.dtype(text) if "O" in text else np.dtype(text, copy=True)
+
+
+def _empty_array(kind: type, shape: tuple[int, ...], code: bytes) -> np.ndarray:
+    """What numpy begins an array with; its contents follow."""
+    if kind is not np.ndarray or shape != (0,):
+        raise pickle.UnpicklingError(f"it wants to make an array of {shape!r} without contents, which a table does not need")
+    return np.ndarray((0,), np.int8)
+
+
+def _gathered(kind: type) -> Any:
+    """A set or bytearray of what stands in the file; not of a number or range, which may stand for any amount of memory."""
+
+    def make(items: object = ()) -> Any:
+        if not isinstance(items, list | tuple | bytes | set | frozenset):
+            raise pickle.UnpicklingError(f"it wants to make a {kind.__name__} of a {type(items).__name__}, which a table does not need")
+        return kind(items)
+
+    return make
+
+
+_DTYPE = re.compile(r"[<>=|]?(?:[biufcmMSU]\d*|O8?)")
+_PLAIN_FLAGS = (0, 8)  # 8: memory is cleared, of text
 # names that are handed out in a narrower form than they are asked for
-_NARROWED: dict[tuple[str, str], Any] = {("builtins", "getattr"): _zone_attribute, ("pyarrow.lib", "_restore_array"): _checked_arrow}
+_NARROWED: dict[tuple[str, str], Any] = {
+    ("builtins", "getattr"): _zone_attribute,
+    ("pyarrow.lib", "_restore_array"): _checked_arrow,
+    ("numpy", "dtype"): _plain_dtype,
+    ("numpy._core.multiarray", "_reconstruct"): _empty_array,
+    **{("builtins", kind.__name__): _gathered(kind) for kind in (set, frozenset, bytearray)},
+}
+_NOT_CALLED = (np.ndarray, pd.DataFrame, pd.Series)  # pickles make these without calling them
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # in Python: the faster one cannot be told what to look at before it is done
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+
+    def load_reduce(self) -> None:
+        if (called := self.stack[-2]) in _NOT_CALLED:
+            raise pickle.UnpicklingError(f"it wants to call {called.__name__}, which a table does not need")
+        super().load_reduce()
+
+    def load_build(self) -> None:
+        made, state = self.stack[-2], self.stack[-1]
+        if isinstance(made, np.dtype) and not made.hasobject and not _is_plain(state):
+            raise pickle.UnpicklingError(f"it describes the type {made} in a way that a table does not need")
+        super().load_build()
+
+    dispatch[pickle.REDUCE[0]], dispatch[pickle.BUILD[0]] = load_reduce, load_build
+
     def find_class(self, module: str, name: str) -> Any:
         module = re.sub(r"^numpy\.core\b", "numpy._core", module)  # numpy 1
         module = "builtins" if module == "__builtin__" else module  # protocol 2
@@ -87,6 +138,13 @@ class _Unpickler(pickle.Unpickler):
         if name not in ALLOWED.get(module, ()):
             raise pickle.UnpicklingError(f"it wants to use {module}.{name}, which a table does not need")
         return super().find_class(module, name)
+
+
+def _is_plain(state: object) -> bool:
+    """Whether a type's state, (version, byte order, sub-type, names, fields, size, alignment, flags, unit of time), is of plain values."""
+    if not isinstance(state, tuple) or len(state) < 8:
+        return False
+    return state[2:5] == (None, None, None) and type(state[5]) is int and -1 <= state[5] < 1 << 20 and state[7] in _PLAIN_FLAGS
 
 
 def safe_load(path: str | Path) -> Any:
@@ -110,7 +168,10 @@ def read_pickle(path: str | Path) -> pd.DataFrame:
     loaded = safe_load(path)
     if not isinstance(loaded, pd.DataFrame):
         raise InputError(f"{path}: holds a {type(loaded).__name__}, not a DataFrame; write the table itself")
-    return loaded
+    try:
+        return loaded.copy()  # touches all of it: a DataFrame can be put together of parts that do not fit
+    except Exception as error:
+        raise InputError(f"{path}: is damaged ({type(error).__name__}: {error}); write it again as parquet") from error
 
 
 def write_pickle(frame: pd.DataFrame, path: str | Path) -> None:

@@ -14,6 +14,7 @@ from tft.data_config import TargetsSection
 from tft.rows import Say, columns_named, period_of_series, series_rows
 from tft.targets import Wanted, choose_targets
 
+SPLIT_KEYS = ("val_mode", "val_ratio", "test_ratio", "val_days", "test_days", "train_until")
 _DAY = 86_400 * 10**9
 
 
@@ -55,8 +56,8 @@ def stretches(panel: Panel) -> np.ndarray:
 def target_panel(panel: Panel, section: TargetsSection, say: Say = print) -> tuple[Panel, dict[str, Any]]:
     """`panel` with the targets of `section`, and what a reader of it should know: (panel, manifest).
 
-    manifest: "train_until" (ISO, UTC), "targets" {column: kind, name, parameters, horizon {period: bars}},
-    "thresholds" {column: {"symbol period": value}}.
+    manifest: "train_until" (ISO, UTC), "split" (the keys that led to it), "targets" {column: kind, name, parameters, horizon
+    {period: bars}}, "thresholds" {column: {"symbol period": value}}.
     Raises InputError: unknown targets, missing columns, too little training data, a class target that is all one class.
     """
     high, low, close = columns_named(panel, ["high", "low", "close"], "targets")
@@ -80,6 +81,7 @@ def target_panel(panel: Panel, section: TargetsSection, say: Say = print) -> tup
     _say_shares(names, chosen, targets, say)
     manifest = {
         "train_until": pd.Timestamp(end, tz="UTC").floor("s").isoformat(),
+        "split": {name: getattr(section, name) for name in SPLIT_KEYS},
         "targets": _described(chosen),
         "thresholds": {name: found for name, found in thresholds.items() if found},
     }

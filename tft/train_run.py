@@ -20,6 +20,7 @@ from tft.config import TftConfig
 from tft.run_folder import find_run, find_weights, new_folder, write_snapshot
 from tft.task import WarmStart, warm_start
 from tft.training import Prepared, prepare
+from tft.windows import Blocks
 
 
 def train(config: TftConfig, script: str, *, resume: str = "", warm: str = "", stop: StopRequest | None = None) -> Path:
@@ -78,17 +79,25 @@ def _fit(prepared: Prepared, folder: Path, start: str, taken: WarmStart | None, 
         prepared.task.say = run.say
         if taken is not None:
             run.say(f"{start}: {taken}")
-        if prepared.config.shared_rows:
-            run.say(f"shared rows: windows are counted in blocks of {prepared.config.block_length}")
+        if isinstance(splits.train, Blocks):
+            run.say(_told_of_blocks(splits.train))
         return splits
 
     splits = prepared.splits
     place = Place(folder, folder / "checkpoints" / "best", folder / "logs", resolved(prepared.config))
     settings = prepared.settings(str(here.device))
-    train_task("tft", prepared.task, splits, settings, place, here, stop, resume, begun, _facts(prepared, start, taken))
+    former = newest_last(folder / "checkpoints") if resume else None
+    train_task("tft", prepared.task, splits, settings, place, here, stop, resume, begun, _facts(prepared, start, taken, former))
 
 
-def _facts(prepared: Prepared, start: str, taken: WarmStart | None) -> dict[str, Any]:
+def _told_of_blocks(blocks: Blocks) -> str:
+    told = f"shared rows: windows come in blocks of {blocks.n} that follow each other"
+    if blocks.alone:
+        told += f"; {blocks.alone:,} training windows never come up, since fewer than {blocks.n} follow each other there (block_length)"
+    return told
+
+
+def _facts(prepared: Prepared, start: str, taken: WarmStart | None, former: Path | None) -> dict[str, Any]:
     """What summary.json holds besides what every task's does."""
     facts: dict[str, Any] = {
         "mode": prepared.mode,
@@ -98,6 +107,8 @@ def _facts(prepared: Prepared, start: str, taken: WarmStart | None) -> dict[str,
         "left_out": prepared.left_out,
         "shared_rows": prepared.config.block_length if prepared.config.shared_rows else 0,
     }
+    if former is not None:
+        facts["resumed_from"] = former.name
     if taken is not None:
         facts["warm_start"] = {"from": start, "loaded": taken.loaded, "skipped": taken.skipped}
     return facts

@@ -18,12 +18,15 @@ from finetune.engine.settings import FitSettings
 from finetune.engine.windows import Source, Splits
 from kronos.errors import InputError, MissingFileError
 from tft.config import TftConfig, extra_file
+from tft.indicators import nearest
 from tft.losses import TargetLoss, read_targets, with_training_weights
 from tft.metrics import CLASSIFICATION, REGRESSION
 from tft.run_folder import CONFIG_NAME, MANIFEST_NAME, run_of
 from tft.scales import Scales
+from tft.target_panel import SPLIT_KEYS
 from tft.task import TftTask, load_task
 from tft.vocabulary import Vocabulary
+from tft.window_rows import LAG
 from tft.windows import SplitRule, TftWindows, make_windows
 
 Say = Callable[[str], Any]
@@ -121,7 +124,8 @@ def prepare(
 def load_run(run_folder: str | Path, data_path: str | None = None, *, checkpoint: str = "best", say: Say = print) -> Prepared:
     """A run again, over its own data or another path's, with the weights of checkpoints/<checkpoint> in an evaluating task.
 
-    run_folder: of the run, or of one of its checkpoints. Vocabulary and scales are the run's own. The path wins over TFM_DATA_PATH, which
+    run_folder: of the run, or of one of its checkpoints. Columns, vocabulary, scales and the moments that end training and validation are
+    the run's own, so that no row of other data that it may have learned from counts as validation. The path wins over TFM_DATA_PATH, which
     wins over the run's. Raises InputError or MissingFileError naming what is missing or does not fit.
     """
     folder = run_of(Path(run_folder))
@@ -133,7 +137,11 @@ def load_run(run_folder: str | Path, data_path: str | None = None, *, checkpoint
     config = load_config(TftConfig, file, [f"data_path={data_path}"] if data_path else [])
     task = load_task(folder / "checkpoints" / checkpoint)
     facts = task.config["facts"]
-    panel, manifest = open_data(config, facts["columns"])
+    lags = [name + LAG for name in config.lagged_targets]
+    columns = {kind: [name for name in names if name not in lags] for kind, names in facts["columns"].items()}
+    config = config.model_copy(update={"reals": columns["past"] + columns["known"], "categoricals": columns["categorical"]})
+    panel, manifest = open_data(config, columns)
+    _refuse_other_columns(config.data_path, panel, columns)
     manifest = manifest or read_json(folder / "configs" / MANIFEST_NAME) or {}
     data = cut_windows(
         config,
@@ -142,13 +150,25 @@ def load_run(run_folder: str | Path, data_path: str | None = None, *, checkpoint
         task.losses.losses,
         vocabulary=Vocabulary.from_dict(facts["vocabulary"]),
         scales=Scales.from_dict(facts["scales"]),
+        cuts=tuple(facts["cuts"]),
         say=say,
     )
-    theirs, sizes = ({name: list(np.ravel(of[name])) for name in data.sizes} for of in (data.sizes, task.config["sizes"]))
-    if theirs != sizes:
-        raise InputError(f"{config.data_path}: makes inputs of sizes {theirs}, but the run was trained with {sizes}; give its data")
     task.say = say
     return Prepared(config, panel, manifest, task, data, better(config.monitor, "auto", task.losses.losses, task.periods, True))
+
+
+def _refuse_other_columns(path: str, panel: Panel, trained: Mapping[str, Sequence[str]]) -> None:
+    """Raises InputError for data that lack a column that a run was trained on, or have it of another kind. More columns are no harm."""
+    kinds = {column.name: column.kind for column in panel.columns}
+    wanted = {name: kind for kind, names in trained.items() for name in names}
+    missing = [name for name in wanted if name not in kinds]
+    moved = [f"{name!r} is {kinds[name]}, not {kind}" for name, kind in wanted.items() if kinds.get(name, kind) != kind]
+    if missing or moved:
+        near = nearest(missing[0], kinds) if missing else ""
+        lacks = [f"has no column {', '.join(map(repr, missing[:_SHOWN]))}{near}"] if missing else []
+        raise InputError(
+            f"{path}: {'; '.join([*lacks, *moved[:_SHOWN]])}; the run was trained on {len(wanted)} columns: make the data as for training"
+        )
 
 
 def open_data(config: TftConfig, kinds: Mapping[str, Sequence[str]] | None = None) -> tuple[Panel, dict[str, Any]]:
@@ -193,10 +213,10 @@ def cut_windows(
     *,
     vocabulary: Vocabulary | None = None,
     scales: Scales | None = None,
+    cuts: tuple[int, int] | None = None,
     say: Say = print,
 ) -> TftWindows:
     """The windows that a configuration asks of a panel. Raises what `make_windows` raises."""
-    names = ("val_mode", "val_ratio", "test_ratio", "val_days", "test_days", "train_until")
     return make_windows(
         panel,
         manifest,
@@ -204,7 +224,7 @@ def cut_windows(
         real_targets=[name for name, loss in losses.items() if not loss.classification],
         encoder=config.max_encoder_length,
         prediction=config.max_prediction_length,
-        rule=SplitRule(**{name: getattr(config, name) for name in names}),
+        rule=SplitRule(**{name: getattr(config, name) for name in SPLIT_KEYS}),
         focus_period=tuple(config.focus_period),
         reals=None if config.reals == ["all"] else config.reals,
         categoricals=None if config.categoricals == ["all"] else config.categoricals,
@@ -213,6 +233,7 @@ def cut_windows(
         horizon=config.horizon or None,
         vocabulary=vocabulary,
         scales=scales,
+        cuts=cuts,
         say=say,
     )
 
@@ -267,6 +288,7 @@ def _facts(config: TftConfig, data: TftWindows, manifest: Mapping[str, Any], los
         "encoder": config.max_encoder_length,
         "prediction": config.max_prediction_length,
         "columns": columns,
+        "cuts": list(data.cuts),
         "vocabulary": data.vocabulary.as_dict(),
         "scales": data.scales.as_dict(),
         "horizons": horizons,

@@ -99,64 +99,63 @@ def lagged(panel: Panel, values: np.ndarray, horizons: np.ndarray) -> np.ndarray
 
 
 class Rows:
-    """Tensors over all rows of a panel. reals [N, R]: columns `past` then `known` from `first` on; the panel's own memory where it
-    has them side by side in this order and nothing is added. codes [N, Fc] int64, labels [N, K] float32, static [S, 2] int64."""
+    """Tensors over all rows of a panel. reals [N, R]: columns `own` (past ones) then `known` from `first` on; the panel's own memory where
+    it has them side by side in this order. lags [N, L]: past targets, kept apart so that they make no copy of all the others.
+    codes [N, Fc] int64, labels [N, K] float32, static [S, 2] int64."""
 
     def __init__(self, panel: Panel, columns: Columns, vocabulary: Vocabulary, labels: np.ndarray, lags: np.ndarray, scales: Scales):
         self.panel, self.columns, self.vocabulary, self.scales = panel, columns, vocabulary, scales
         self.own = list(columns.past[: len(columns.past) - lags.shape[1]])
-        reals, self.first = self._reals(lags)
-        self.reals, self.labels = as_tensor(reals), as_tensor(labels)
+        reals, self.first = self._reals()
+        self.reals, self.labels, self.lags = as_tensor(reals), as_tensor(labels), as_tensor(np.nan_to_num(lags, copy=False))
         values = [panel.features[:, k] for k in columns_named(panel, columns.categorical, "categoricals")]
         codes = [vocabulary.codes(name, v) for name, v in zip(columns.categorical, values, strict=True)]
         self.codes = torch.from_numpy(np.stack(codes, 1) if codes else np.empty((panel.n_rows, 0), np.int64))
         self.hidden = torch.tensor([k for k, name in enumerate(columns.categorical) if name not in columns.ahead], dtype=torch.long)
         self.static = torch.from_numpy(vocabulary.static_codes(panel))
 
-    def _reals(self, lags: np.ndarray) -> tuple[np.ndarray, int]:
+    def _reals(self) -> tuple[np.ndarray, int]:
         panel, names = self.panel, [*self.own, *self.columns.known]
         places = columns_named(panel, names, "reals")
-        ready = not lags.shape[1] and not set(names) & set(self.scales.names)
-        side_by_side = bool(places) and places == list(range(places[0], places[0] + len(places)))
-        if ready and side_by_side and 2 * len(places) >= len(panel.columns):  # a window copies whole rows: most of them should be wanted
-            return panel.features, places[0]
-        out = np.empty((panel.n_rows, len(places) + lags.shape[1]), np.float32)
-        own, width = len(self.own), lags.shape[1]
-        to = np.array([*range(own), *range(own + width, out.shape[1])], np.int64)
-        mean, deviation = (part.astype(np.float32) for part in self.scales.per_series(panel, names))
         plain = not set(names) & set(self.scales.names)
+        side_by_side = bool(places) and places == list(range(places[0], places[0] + len(places)))
+        if plain and side_by_side and 2 * len(places) >= len(panel.columns):  # a window copies whole rows: most of them should be wanted
+            return panel.features, places[0]
+        out = np.empty((panel.n_rows, len(places)), np.float32)
+        mean, deviation = (part.astype(np.float32) for part in self.scales.per_series(panel, names))
         for s, (begin, end) in enumerate(zip(panel.offsets[:-1].tolist(), panel.offsets[1:].tolist(), strict=True)):
             for first in range(begin, end, _CHUNK):
                 part = slice(first, min(end, first + _CHUNK))
                 piece = np.take(panel.features[part], places, axis=1)
-                out[part, to] = piece if plain else (piece - mean[s]) / deviation[s]
-        out[:, own : own + width] = np.nan_to_num(lags)
+                out[part] = piece if plain else (piece - mean[s]) / deviation[s]
         return out, 0
 
     def to(self, device: torch.device) -> None:
         """Move to an accelerator whose free memory takes it with room to spare."""
-        if fits(device, self.reals, self.codes, self.labels):
-            names = ("reals", "codes", "labels", "static", "hidden")
+        if fits(device, self.reals, self.lags, self.codes, self.labels):
+            names = ("reals", "lags", "codes", "labels", "static", "hidden")
             for name in names:
                 setattr(self, name, getattr(self, name).to(device))
 
     def cut(self, starts: np.ndarray, encoder: int, prediction: int) -> dict[str, torch.Tensor]:
         """The temporal part of a batch: windows of encoder + prediction rows from each start; past columns stop at the encoder's end."""
         at = torch.from_numpy(starts).to(self.reals.device)
-        return split_window(self, cut_rows(self.reals, at, encoder + prediction), cut_rows(self.codes, at, encoder + prediction), encoder)
+        reals, lags, codes = (cut_rows(part, at, encoder + prediction) for part in (self.reals, self.lags, self.codes))
+        return split_window(self, reals, lags, codes, encoder)
 
 
-def split_window(rows: Rows, reals: torch.Tensor, codes: torch.Tensor, encoder: int) -> dict[str, torch.Tensor]:
-    """reals [B, E+P, R], codes [B, E+P, Fc] → past [B, E, Fp], known [B, E+P, Fk], categorical [B, E+P, Fc].
+def split_window(rows: Rows, reals: torch.Tensor, lags: torch.Tensor, codes: torch.Tensor, encoder: int) -> dict[str, torch.Tensor]:
+    """reals [B, E+P, R], lags [B, E+P, L], codes [B, E+P, Fc] → past [B, E, Fp], known [B, E+P, Fk], categorical [B, E+P, Fc].
 
     A category that is not known ahead is 0 (unknown) in the prediction rows.
     """
-    past, known = len(rows.columns.past), len(rows.columns.known)
+    own, known = len(rows.own), len(rows.columns.known)
     if len(rows.hidden):
         codes[:, encoder:, rows.hidden.to(codes.device)] = 0
     first = rows.first
+    past = reals[:, :encoder, first : first + own]
     return {
-        "past": reals[:, :encoder, first : first + past],
-        "known": reals[:, :, first + past : first + past + known],
+        "past": torch.cat((past, lags[:, :encoder]), -1) if lags.shape[-1] else past,
+        "known": reals[:, :, first + own : first + own + known],
         "categorical": codes,
     }

@@ -7,7 +7,7 @@ bars that have closed by then (purge). Validation begins where that has passed a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -41,9 +41,15 @@ class SplitRule:
     train_until: str = ""
 
 
-def cut_times(times: np.ndarray, rule: SplitRule) -> tuple[int, int]:
-    """(end of training, end of validation), ns UTC. Raises InputError if they are not in this order."""
-    train_end = training_end(times, rule)
+def cut_times(times: np.ndarray, rule: SplitRule, manifest: Mapping[str, Any] | None = None) -> tuple[int, int]:
+    """(end of training, end of validation), ns UTC. Raises InputError if they are not in this order.
+
+    Where the targets of the manifest were made by the same rule, training ends where their thresholds do: fusion drops rows, so that a
+    share of those left would fall elsewhere.
+    """
+    noted = manifest or {}
+    same = noted.get("split") == asdict(rule) and "train_until" in noted
+    train_end = training_end(times, replace(rule, train_until=noted["train_until"]) if same else rule)
     days = rule.val_mode == "days"
     if not (rule.test_days if days else rule.test_ratio):
         val_end = _EVER

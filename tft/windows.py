@@ -27,6 +27,8 @@ from tft.vocabulary import Vocabulary
 from tft.window_rows import LAG, Columns, Rows, choose_columns, lagged, scaled, series_of, target_places
 from tft.window_splits import Horizon, SplitRule, cut_times, horizons_of, moment, origin_runs, possible_origins
 
+_COLUMNS = 16  # columns copied out together to be measured: all at once would be a second panel
+
 
 class TftSource:
     """The windows of one split, as `finetune.engine.windows.Source` wants them. Index i names the same window for ever.
@@ -79,16 +81,16 @@ class Blocks:
     """A source whose items are blocks of n consecutive windows: a batch of k items is k · n windows and says so ("blocks" [k, n]).
 
     Blocks of a run lie side by side, the last one moved back to end with the run, so that every window comes up in each pass, a few of
-    them twice. `alone`: windows in runs shorter than n, of which no block can be made.
+    them twice. `alone`: windows in runs shorter than n, of which no block can be made. `distinct`: those that do come up.
     """
 
     def __init__(self, source: TftSource, n: int):
         runs = np.diff(source.windows.first_of_run)
         if n < 1 or not (runs >= n).any():
             raise InputError(f"blocks: no {n} training windows follow each other (the longest run is {runs.max(initial=0)}); choose fewer")
-        self.source, self.n, self.runs = source, n, runs
+        self.source, self.n, self.per_item, self.runs = source, n, n, runs
         self.first_block = np.concatenate([[0], np.cumsum(np.where(runs >= n, -(-runs // n), 0))])
-        self.alone = int(runs[runs < n].sum())
+        self.alone, self.distinct = int(runs[runs < n].sum()), int(runs[runs >= n].sum())
         self.facts = {**source.facts, "windows per block": n}
 
     def __len__(self) -> int:
@@ -191,6 +193,7 @@ def make_windows(
     horizon: Horizon = None,
     vocabulary: Vocabulary | None = None,
     scales: Scales | None = None,
+    cuts: tuple[int, int] | None = None,
     say: Say = print,
 ) -> TftWindows:
     """Windows of a fused panel (and its manifest, {} for a plain table), split by time with purge and embargo.
@@ -199,8 +202,8 @@ def make_windows(
     reals, categoricals: input columns; None: all of that kind. past_targets: targets that are also inputs, lagged by their horizon,
     standardised, 0 where unknown. focus_period: windows of series of these periods alone. scale_inputs: standardise real columns per
     (symbol, period) too (a panel of tft/indicating.py already is). horizon: bars, where the manifest does not say.
-    vocabulary, scales: of another run, used as they are; else all symbols, periods and categories of the panel, and statistics of its
-    training rows. With `scales` a split may be empty.
+    vocabulary, scales, cuts: of another run, used as they are; else all symbols, periods and categories of the panel, statistics of its
+    training rows, and what `rule` says. With `scales` a split may be empty.
     Raises InputError: names that are not there, constant columns, groups all too short, an empty training, validation or wanted test.
     """
     rule, focus = rule or SplitRule(), (focus_period,) if isinstance(focus_period, str) and focus_period else tuple(focus_period)
@@ -209,8 +212,9 @@ def make_windows(
     columns = choose_columns(panel, manifest, reals, categoricals, past_targets)
     horizons = horizons_of(panel, manifest, both, horizon)
     possible, left_out = possible_origins(panel, encoder, prediction, focus, say)
-    cuts = cut_times(np.asarray(panel.times), rule)
-    _warn_of_thresholds(manifest, cuts[0], say)
+    if cuts is None:
+        cuts = cut_times(np.asarray(panel.times), rule, manifest)
+        _warn_of_thresholds(manifest, cuts[0], say)
     raw = np.asarray(panel.targets[:, places])
     labelled = possible & ~np.isnan(raw[:, : len(targets)]).all(axis=1)
     runs = origin_runs(panel, labelled, horizons.max(axis=1), cuts)
@@ -266,7 +270,10 @@ def _fitted(
     reals = [name for name in (*inputs.past, *inputs.known) if not name.endswith(LAG)]
     place = {column.name: k for k, column in enumerate(panel.columns)}
     closed = np.flatnonzero(close_times(panel) <= train_end)
-    return scales.beside(Scales.fit(panel, panel.features[:, [place[name] for name in reals]], reals, closed))
+    for first in range(0, len(reals), _COLUMNS):
+        part = reals[first : first + _COLUMNS]
+        scales = scales.beside(Scales.fit(panel, panel.features[:, [place[name] for name in part]], part, closed))
+    return scales
 
 
 def _lags(panel: Panel, raw: np.ndarray, names: Sequence[str], past: Sequence[str], horizons: np.ndarray, scales: Scales) -> np.ndarray:

@@ -112,6 +112,9 @@ def _series(table: Table, name: str) -> tuple[np.ndarray, list[str]]:
     empty = symbols.isna().to_numpy() | (text == "").to_numpy(bool)
     table.problems.add(np.flatnonzero(empty), "the symbol is empty", "write the symbol of every bar", column)
     codes, found = pd.factorize(text.mask(empty, ""), sort=True)
+    for code in [code for code, symbol in enumerate(found) if not str(symbol).isprintable()]:
+        what = f"the symbol {shown(str(found[code]))} holds characters that cannot be shown"
+        table.problems.add(np.flatnonzero(codes == code), what, "rename it", column)
     return codes.astype(np.int64), [str(symbol) for symbol in found]
 
 

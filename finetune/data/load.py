@@ -20,7 +20,7 @@ from finetune.data.panel_store import is_panel_folder
 from finetune.data.samples import CALENDAR, load_sample
 from finetune.data.sources import Source, find_sources
 from finetune.data.stamps import choose_stamp, period_name, period_of
-from kronos.errors import InputError
+from kronos.errors import InputError, printable
 
 _NAMED = 5  # so many series, files or notes of one kind are named; the rest is a count
 Say = Callable[[str], Any]
@@ -231,4 +231,4 @@ def _with_counts(counts: Counter[str]) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return ", ".join(map(str, names[:_NAMED])) + more
+    return printable(", ".join(map(str, names[:_NAMED])) + more)

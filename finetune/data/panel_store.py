@@ -32,8 +32,9 @@ def damaged(file: Path, why: str) -> InputError:
 def is_panel_folder(folder: Path) -> bool:
     """Whether `folder` looks like a saved panel, judged by its panel.json alone; its arrays may still be damaged."""
     try:
-        return json.loads((folder / META_FILE).read_bytes())["format"] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError):
+        file = folder / META_FILE
+        return file.is_file() and json.loads(file.read_bytes())["format"] == FORMAT  # reading a pipe might never end
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -187,6 +188,8 @@ def read_folder(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def _read_meta(file: Path) -> dict[str, Any]:
+    if file.exists() and not file.is_file():
+        raise damaged(file, "not a file")
     try:
         meta = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

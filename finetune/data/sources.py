@@ -14,7 +14,6 @@ from kronos.errors import InputError, MissingFileError
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 SAMPLE_PREFIX = "arch:"
-_LONGEST_PATH = 4000  # bytes; the system knows none of 4096
 
 
 @dataclass(frozen=True)
@@ -45,23 +44,21 @@ def find_sources(data_path: str | os.PathLike | Sequence[str | os.PathLike]) -> 
 
 def _files(entry: str) -> list[Path]:
     path = Path(os.path.expanduser(entry))  # Path's own fails for the home of nobody
-    if len(os.fsencode(entry)) > _LONGEST_PATH or "\0" in entry:
-        raise MissingFileError(f"data.data_path: {entry[:80]!r}... cannot be a path; check data.data_path")
-    if path.is_dir():
+    if os.path.isdir(path):  # of os.path: what is too long to be a path is none
         if is_panel_folder(path):
             raise InputError(f"{path}: a saved panel cannot stand in a list with other data; give it alone as data.data_path")
         files = sorted(file for file in path.iterdir() if file.name.lower().endswith(SUFFIXES) and not file.name.startswith("."))
         if not files:
             raise InputError(f"{path}: the folder holds no {', '.join(SUFFIXES)} file; give the folder that holds the bars")
         return files
-    if path.exists():
+    if os.path.exists(path):
         return [path]
     if glob.has_magic(entry):
         files = [Path(file) for file in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(file)]
         if not files:
             raise MissingFileError(f"{entry}: no file matches this pattern (from {Path.cwd()}); check data.data_path")
         return files
-    raise MissingFileError(f"{entry}: there is no such file or folder (from {Path.cwd()}); check data.data_path")
+    raise MissingFileError(f"{entry:.300}: there is no such file or folder (from {Path.cwd()}); check data.data_path")
 
 
 def _stem(path: Path | str) -> str:

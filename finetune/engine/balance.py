@@ -22,8 +22,13 @@ def balanced(windows: Windows, how: Sampling) -> Source:
 
 
 def distinct(source: Source) -> int:
-    """How many different windows there are, however often each is drawn."""
-    return len(source.source) if isinstance(source, Balanced) else len(source)
+    """How many different windows there are, however often each is drawn, and where an item is several, each of them."""
+    return len(source.source) if isinstance(source, Balanced) else getattr(source, "distinct", len(source))
+
+
+def per_item(source: Source) -> int:
+    """Windows that one item of a source stands for: 1, or as many as it says."""
+    return getattr(source, "per_item", 1)
 
 
 class Balanced:

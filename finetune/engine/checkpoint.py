@@ -71,14 +71,14 @@ def load_last(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             if _seal(path / name, flush=False) != marker[name]:
                 raise InputError(
                     f"checkpoint {path / name} is not as it was saved (size or digest differ); "
-                    f"remove {path} and start without --resume, or restore it from a copy"
+                    f"remove {path} and start anew, or restore it from a copy"
                 )
         return load_file(path / WEIGHTS), read_plain(path / STATE)
     except InputError:
         raise
     except Exception as error:  # what is damaged, or was made by somebody else, may fail in any way; nothing of it has been used
         told = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"checkpoint {path} cannot be read ({told}); remove it and start without --resume") from error
+        raise InputError(f"checkpoint {path} cannot be read ({told}); remove it and start anew") from error
 
 
 def check_identity(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
@@ -90,9 +90,7 @@ def check_identity(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> No
     ]
     if differ:
         raise InputError(
-            f"--resume: checkpoint {path} is of another run; "
-            + "; ".join(differ)
-            + ". Go on with the former settings, or start anew without --resume"
+            f"cannot go on: checkpoint {path} is of another run; " + "; ".join(differ) + ". Go on with the former settings, or start anew"
         )
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from finetune.engine.files import read_json_lines, write_with
@@ -27,8 +29,14 @@ def new_figure(width_px: int, height_px: int) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path, scale: float = 1.0) -> None:
-    """Writes a PNG atomically; `scale` 2 doubles the pixels (for documents). Raises InputError if the folder cannot be written to."""
-    write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100 * scale, metadata={"Software": None}))
+    """Writes a PNG atomically; `scale` 2 doubles the pixels (for documents). Raises InputError if the folder cannot be written to.
+
+    Texts are drawn as they are: a symbol named $x^ is no formula.
+    """
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    with rc_context({"text.parse_math": False}):  # of the labels that are made while drawing
+        write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100 * scale, metadata={"Software": None}))
 
 
 def quiet_axes(axes: Axes) -> None:

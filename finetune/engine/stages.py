@@ -9,7 +9,7 @@ from typing import Any
 from kronos import Kronos, KronosTokenizer
 from kronos.errors import InputError
 
-from .balance import distinct
+from .balance import distinct, per_item
 from .distributed import World
 from .errors import Interrupted
 from .kronos_tasks import PredictorTask, TokenizerTask
@@ -108,7 +108,7 @@ def train_task(
         logs=place.logs,
         comet=place.comet,
     ) as run:
-        effective = settings.batch_size * settings.accumulation_steps * world.size
+        effective = settings.batch_size * settings.accumulation_steps * world.size * per_item(windows.train)
         run.say(
             f"{name}: {_count(task):,} parameters on {world.device} × {world.size}, {distinct(windows.train):,} training and "
             f"{len(windows.val):,} validation windows, effective batch {effective}, {settings.epochs} epochs, amp {settings.amp}"

@@ -105,7 +105,7 @@ class Run:
 
     def _open(self, config: Mapping[str, Any], resume: bool, comet: CometSettings | None) -> None:
         ensure_writable_folder(self.logs)
-        for place in (self.folder, self.checkpoints, self.best, self.logs):
+        for place in (self.folder, *self.folder.rglob("*/"), self.best, self.logs):
             remove_leftovers(place)
         if resume:
             self._before_s = self._former_wall_time_s()

@@ -17,7 +17,7 @@ from kronos.errors import InputError
 from . import checkpoint
 from .advice import out_of_memory
 from .augment import Augmenter
-from .balance import Balanced
+from .balance import Balanced, per_item
 from .batches import Micro, plan_epoch, prepared, step_micros, to_device
 from .distributed import World
 from .errors import Interrupted
@@ -131,10 +131,10 @@ class _Loop:
     def run(self) -> FitResult:
         """Epochs until done; each is steps, then validation, then `last`."""
         s, state = self.settings, self.state
-        per_epoch = self.plan.per_epoch
+        per_epoch, each = self.plan.per_epoch, per_item(self.train)
         self.bar = progress(
-            s.epochs * per_epoch,
-            state.epoch * per_epoch + state.window,
+            s.epochs * per_epoch * each,
+            (state.epoch * per_epoch + state.window) * each,
             s.log_interval,
             self.world.is_main and self.out is not None,
             type(self.task).__name__.removesuffix("Task").lower(),
@@ -185,7 +185,7 @@ class _Loop:
         return values[self.settings.monitor]
 
     def _train_epoch(self) -> None:
-        s, state, plan = self.settings, self.state, self.plan
+        s, state, plan, each = self.settings, self.state, self.plan, per_item(self.train)
         self.task.train()
         if self.augmenter:
             self.augmenter.epoch = state.epoch
@@ -203,7 +203,7 @@ class _Loop:
             state.window, state.step = first + taken, state.step + 1
             self.interval = result.sums.double() if self.interval is None else self.interval + result.sums
             self._inspect(result, group)
-            self.bar.update(state.step, taken, lambda r=result: float(r.sums[0] / r.sums[-2]), rate, {"epoch": state.epoch})
+            self.bar.update(state.step, taken * each, lambda r=result: float(r.sums[0] / r.sums[-2]), rate, {"epoch": state.epoch})
             if state.step % s.log_interval == 0:
                 self._log_training(result, rate)
             if self.asked_to_stop:
