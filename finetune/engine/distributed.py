@@ -78,7 +78,7 @@ def world(device: str = "cpu", backend: str | None = None, timeout_s: float = 18
     owner = not dist.is_initialized()
     try:
         if owner:
-            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+            _join(backend, timedelta(seconds=timeout_s))
         yield World(dist.get_rank(), dist.get_world_size(), place)
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or any(word in str(error) for word in _LOST)):
@@ -90,3 +90,14 @@ def world(device: str = "cpu", backend: str | None = None, timeout_s: float = 18
     finally:
         if owner and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _join(backend: str, timeout: timedelta) -> None:
+    """`init_process_group` by the environment, with keys of this attempt alone in torchrun's store.
+
+    torch 2.13's torchrun keeps one store over its restarts: restarted ranks would find the addresses of the killed ones there, and be
+    refused by them, or wait for ever.
+    """
+    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+    attempt = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=timeout)
