@@ -128,6 +128,14 @@ class _Unpickler(pickle._Unpickler):  # in Python: the faster one cannot be told
             raise pickle.UnpicklingError(f"it describes the type {made} in a way that a table does not need")
         super().load_build()
 
+    def load_bytearray8(self) -> None:
+        claimed = int.from_bytes(self.read(8), "little")
+        found = self.read(claimed)  # less than claimed costs nothing here; a bytearray of that size would be made first
+        if len(found) < claimed:
+            raise pickle.UnpicklingError("its data were truncated")
+        self.append(bytearray(found))
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
     dispatch[pickle.REDUCE[0]], dispatch[pickle.BUILD[0]] = load_reduce, load_build
 
     def find_class(self, module: str, name: str) -> Any:

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from finetune.data.problems import shown
 from kronos.errors import InputError
 
 # In order of preference; compared in lower case, with spaces and dashes as underscores. Documented in the README's table of keys.
@@ -22,6 +23,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "amount": ("amount", "amt", "money", "turnover", "quote_volume", "quote_asset_volume", "成交额", "成交金额"),
 }
 SYMBOL_ALIASES = ("symbol", "ticker", "code", "ts_code", "instrument", "代码", "股票代码", "证券代码")
+_NAMED = 40  # columns that a message lists
 REQUIRED = ("timestamps", "open", "high", "low", "close")
 
 
@@ -53,7 +55,8 @@ def choose_columns(found: Sequence[str], source: str, *, mapping: Mapping[str, s
     """
     check_mapping(mapping)
     plain = {name: _plain(name) for name in found}
-    here = f"{source}: found columns {', '.join(map(repr, found))}"
+    more = f" and {len(found) - _NAMED:,} more" if len(found) > _NAMED else ""
+    here = f"{source}: found columns {', '.join(map(shown, found[:_NAMED]))}{more}"
     names = {key: _named(name, found, plain, here, f"data.columns.{key}") for key, name in mapping.items() if name}
     for key, aliases in ALIASES.items():
         if key not in names:

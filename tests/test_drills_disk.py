@@ -1,0 +1,47 @@
+"""A short round of the disk drill, and what it taught: a status that is true on a full disk, too."""
+
+import pytest
+from test_drills_kill import drill
+
+from finetune.engine import tracking
+from finetune.engine.files import read_json
+from finetune.engine.tracking import Run
+from kronos.errors import InputError
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_or_read_only_costs_one_message_and_nothing_that_was_saved():
+    drill("disk", "--rounds", "5", "--seed", "5")
+
+
+@pytest.mark.parametrize("error, state", [(InputError("the disk is full"), "failed"), (ZeroDivisionError("x" * 9000), "failed")])
+def test_where_no_new_file_can_be_made_the_status_is_written_over_the_former_one(tmp_path, monkeypatch, error, state):
+    def full(*_):
+        raise InputError("cannot write: the disk is full")
+
+    with pytest.raises(type(error)), Run.create(tmp_path, config={}, is_main=True, resume=False, name="test") as run:
+        monkeypatch.setattr(tracking, "write_json", full)
+        run.note = full  # nor does the log take another line
+        raise error
+    status = read_json(tmp_path / "status.json")
+    assert status["state"] == state and len((tmp_path / "status.json").read_bytes()) < 2048
+
+
+def test_a_run_whose_last_status_cannot_be_written_is_not_done(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="full"), Run.create(tmp_path, config={}, is_main=True, resume=False, name="test") as run:
+
+        def full(*_):
+            raise InputError("the disk is full")
+
+        monkeypatch.setattr(tracking, "write_json", full)
+        run.status("done")
+    assert read_json(tmp_path / "status.json")["state"] == "failed"
+
+
+def test_what_a_killed_writer_left_anywhere_in_a_run_folder_is_swept_by_the_next_start(tmp_path):
+    for place in ("configs", "checkpoints/best-epoch=01", "cache/tokens-1"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / ".complete.4711.tmp.json").touch()
+        (tmp_path / place / "complete.json").write_text("{}")
+    Run.create(tmp_path, config={}, is_main=True, resume=True, name="test").close()
+    assert len(list(tmp_path.rglob("complete.json"))) == 3 and not list(tmp_path.rglob("*.tmp*"))
