@@ -132,6 +132,18 @@ def test_a_day_of_25_hours_closes_an_hour_later():
     assert ((close_times(panel) - START) // HOUR).tolist() == [24, 49, 73, 97, 121]
 
 
+@pytest.mark.parametrize("opens", [[0, 24, 47, 71], [0, 24, 49, 73]], ids=["a day of 23 hours", "a day of 25 hours"])
+def test_on_the_days_of_a_clock_change_no_daily_row_sees_an_hour_that_is_not_over_and_none_sees_it_early(opens):
+    panel = fake_panel({("BTC", "1h"): hours("1h", 4), ("BTC", "1d"): np.array(opens)})
+    by_day = fuse(panel, FusionSection(carry={"1h": ["number"]}, rows=["1d"]), say=quiet)
+    true_closes = np.append(opens[1:], opens[-1] + 24)
+    assert (column(by_day, "number@1h") <= true_closes).all() and (column(by_day, "number@1h") >= true_closes - 1).all()
+    by_hour = fuse(panel, FusionSection(carry={"1d": ["other"]}, rows=["1h"]), say=quiet)
+    day, now = np.rint(1000 * column(by_hour, "other@1d")) - 24, column(by_hour, "number")  # the hour at which the day seen opened
+    closed = np.array([true_closes[opens.index(one)] for one in day.astype(int)])
+    assert (closed <= now).all() and (closed > now - 26).all()
+
+
 def test_visible_is_the_last_closed_bar():
     closes = np.array([10, 20, 40])
     assert visible(np.array([9, 10, 19, 20, 39, 40, 99]), closes).tolist() == [-1, 0, 0, 1, 1, 2, 2]

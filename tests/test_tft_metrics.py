@@ -152,13 +152,28 @@ def test_a_composite_score_of_nothing_is_an_error():
         composite({"target_up_auc": 0.7})
 
 
+def test_a_name_that_is_no_metric_of_these_targets_is_told_once_before_training_and_left_out():
+    composite = Composite.read({"val_target_up_f2": 1.0, "val_target_gone_auc": 1.0, "val_target_up_auc": 0.5}, LOSSES)
+    told = []
+    composite.tell_unknown(told.append)
+    assert composite({"target_up_auc": 0.7}, told.append) == pytest.approx(0.7)
+    assert len(told) == 1 and "val_target_up_f2 (did you mean val_target_up_f1?), val_target_gone_auc" in told[0]
+
+
 def test_a_wrong_composite_score_is_told():
     with pytest.raises(InputError) as error:
-        Composite.read({"val_target_up_f2": 1.0, "val_target_return_auc": 1, "val_target_up_f1": "much"}, LOSSES)
-    for part in ("val_target_up_f2 is no metric", "val_target_return_auc is no metric", "weight 'much' of val_target_up_f1"):
+        Composite.read({"val_target_up_f2": 1.0, "val_target_return_auc": 1, "val_target_gone_f1": "much"}, LOSSES)
+    for part in ("none of its names is a metric of these targets: val_target_up_f2 (did", "weight 'much' of val_target_gone_f1"):
         assert part in str(error.value)
     with pytest.raises(InputError, match="names no metric"):
         Composite.read({}, LOSSES)
+
+
+def test_a_smaller_error_always_scores_higher_below_nothing_too():
+    """With learned balance a loss may be negative; 1 / (1 + loss) would have its pole at -1."""
+    composite = Composite.read({"val_loss": 1.0}, LOSSES)
+    scores = [composite({"loss": value}) for value in (3.0, 0.5, 0.0, -0.5, -1.0, -7.0)]
+    assert scores == sorted(scores) and scores[:3] == pytest.approx([0.25, 1 / 1.5, 1.0])
 
 
 if __name__ == "__main__":

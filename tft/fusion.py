@@ -1,6 +1,7 @@
 """Fusion of periods: what a row may know of slower bars and of the market at the moment its own bar closes, and nothing later.
 
 A row's now is the moment its bar closes: its time plus its period where bars are stamped at their open, its time where at their close.
+(On the two days of a clock change a daily bar's now is the earlier, and when others may see it the later, of what it could be.)
 A slow bar is seen by rows whose now is at or after its close: 1h bars opening 20:00 to 22:00 see the 4h bar that opened at 16:00, the one
 opening 23:00 closes together with the 4h bar 20:00 to 24:00 and sees that one; the daily bar of a day is seen from its last 1h bar on.
 """
@@ -49,11 +50,8 @@ class _Fusion:
     def of(cls, panel: Panel, section: FusionSection) -> _Fusion:
         slices = series_rows(panel)
         periods = [period_of_series(info, np.asarray(panel.times[rows])) for info, rows in zip(panel.series, slices, strict=True)]
-        now = np.array(panel.times, np.int64)
-        if panel.stamp == "open":
-            now += np.repeat(periods, np.diff(panel.offsets))
         whose = {(info.symbol, info.period): number for number, info in enumerate(panel.series)}
-        return cls(panel, section, close_times(panel), now, slices, periods, whose)
+        return cls(panel, section, close_times(panel), _nows(panel, slices, periods), slices, periods, whose)
 
     def source(self, symbol: str, period: str, why: str) -> int:
         """Number of a series. Raises InputError if the panel does not have it."""
@@ -67,6 +65,20 @@ class _Fusion:
         rows = self.slices[source]
         found = visible(self.now[self.slices[number]], self.closes[rows], self.section.max_age * self.periods[source])
         return np.where(found >= 0, found + rows.start, _NONE)
+
+
+def _nows(panel: Panel, slices: Sequence[slice], periods: Sequence[int]) -> np.ndarray:
+    """[N] ns UTC: the moment from which each row looks back, never after its bar has closed.
+
+    Under stamp "open" its time plus its period, or the next bar's time where that comes first: a day that a clock change shortens to 23
+    hours must not see the hour after it.
+    """
+    now = np.array(panel.times, np.int64)
+    if panel.stamp == "open":
+        for rows, period in zip(slices, periods, strict=True):
+            now[rows] += period
+            now[rows][:-1] = np.minimum(now[rows][:-1], panel.times[rows][1:])
+    return now
 
 
 def fuse(panel: Panel, section: FusionSection, *, constant: str = "error", say: Say = print) -> Panel:

@@ -125,41 +125,50 @@ class Composite:
 
     Σ w s / Σ |w| over the metrics that are there. s is the metric itself; an error (rmse, mae, loss) with a positive weight counts as
     1 / (1 + error), with a negative one it is subtracted. A metric that is missing is told once and left out.
+    unknown: of the weights, names that are no metric of these targets, and what may have been meant.
     """
 
-    def __init__(self, weights: Mapping[str, float]):
-        self.weights = dict(weights)
+    def __init__(self, weights: Mapping[str, float], unknown: Mapping[str, str] | None = None):
+        self.weights, self.unknown = dict(weights), dict(unknown or {})
         self._told: set[str] = set()
 
     @classmethod
     def read(cls, given: Mapping[str, Any], losses: Mapping[str, TargetLoss]) -> Composite:
         """From {metric: weight}, names with or without `val_`, or the same below a key `composite_score`.
 
-        Raises InputError with everything that is wrong.
+        Raises InputError with everything that is wrong: weights that are none, and that no name is a metric of these targets.
         """
         inner = given.get("composite_score", given.get("weights", given))
         problems: list[str] = []
         known = [f"{t}_{m}" for t, loss in losses.items() for m in (*(CLASSIFICATION if loss.classification else REGRESSION), "loss")]
         known += ["loss", "loss_for_ckpt"]
-        weights = {}
+        weights, unknown = {}, {}
         for name, weight in inner.items() if isinstance(inner, Mapping) else ():
             plain = str(name).removeprefix("val_")
             if plain.split("@")[0] not in known:
                 near = difflib.get_close_matches(plain.split("@")[0], known, 1)
-                problems.append(f"{name} is no metric of these targets" + (f" (did you mean val_{near[0]}?)" if near else ""))
+                unknown[plain] = f" (did you mean val_{near[0]}?)" if near else ""
             if not isinstance(weight, int | float) or isinstance(weight, bool) or not np.isfinite(weight) or weight == 0:
                 problems.append(f"weight {weight!r} of {name} must be a number other than 0")
             weights[plain] = weight
         if not weights:
             problems.append("it names no metric; give e.g. val_target_binarytrend_f1: 1.0")
+        elif len(unknown) == len(weights):
+            problems.append(f"none of its names is a metric of these targets: {_named(unknown)}")
         if problems:
             raise InputError("composite_score: " + "; ".join(problems))
-        return cls(weights)
+        return cls(weights, unknown)
+
+    def tell_unknown(self, say: Callable[[str], Any]) -> None:
+        """Before training: what no validation of these targets will measure."""
+        if self.unknown:
+            say(f"composite_score: left out, no metric of these targets: {_named(self.unknown)}")
+            self._told.update(self.unknown)
 
     def __call__(self, values: Mapping[str, float], say: Callable[[str], None] | None = print) -> float:
         """The score of metrics named without `val_`. Raises InputError if none of its metrics is among them."""
         there = [name for name in self.weights if name in values]
-        absent = [name for name in self.weights if name not in values and name not in self._told]
+        absent = {name: self.unknown.get(name, "") for name in self.weights if name not in values and name not in self._told}
         if not there:
             raise InputError(
                 f"composite_score: none of its metrics ({', '.join(self.weights)}) was measured; check the period after @ and that the "
@@ -168,9 +177,17 @@ class Composite:
         if absent:
             self._told.update(absent)
             if say:
-                say(f"composite_score: left out, because not measured: {', '.join(f'val_{name}' for name in absent)}")
-        score = 0.0
-        for name in there:
-            error = name.split("@")[0].endswith(_ERRORS)
-            score += self.weights[name] * (1 / (1 + values[name]) if error and self.weights[name] > 0 else values[name])
+                say(f"composite_score: left out, because not measured: {_named(absent)}")
+        score = sum(self.weights[name] * _part(name, values[name], self.weights[name]) for name in there)
         return score / sum(abs(self.weights[name]) for name in there)
+
+
+def _named(hints: Mapping[str, str]) -> str:
+    return ", ".join(f"val_{name}{hint}" for name, hint in hints.items())
+
+
+def _part(name: str, value: float, weight: float) -> float:
+    """What a metric adds per weight: an error with a positive weight from 1 at none down to 0."""
+    if weight < 0 or not name.split("@")[0].endswith(_ERRORS):
+        return value
+    return 1 / (1 + value) if value > 0 else 1 - value  # a loss with learned balance may be below 0: it goes on with the same slope

@@ -118,6 +118,8 @@ def prepare(
         facts=_facts(config, data, manifest, losses),
     )
     task.say = say
+    if task.composite is not None:
+        task.composite.tell_unknown(say)
     return Prepared(config, panel, manifest, task, data, mode)
 
 
