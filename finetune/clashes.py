@@ -1,4 +1,4 @@
-"""Models that would write over each other: said once, for the manager that checks files and for the scheduler that runs them."""
+"""What is wrong with a set of models: said once, for the manager that checks files and for the scheduler that runs them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.multi_config import ModelConfig
+from kronos.errors import InputError
 
 _FIX = "model_paths.exp_name; or model_paths.base_save_path in its file, for --set holds for all models"
+
+
+def invalid(problems: Sequence[str]) -> InputError:
+    """One error with all that is wrong with one configuration or several."""
+    return InputError("Configuration validation failed:" + "".join(f"\n- {told}" for told in problems))
 
 
 def clashes(configs: Sequence[ModelConfig]) -> list[str]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from finetune.clashes import clashes
+from finetune.clashes import clashes, invalid
 from finetune.engine.command import command_parser, run_command
 from finetune.engine.config import load_config, resolved, sources, to_yaml
 from finetune.engine.places import is_complete
@@ -91,35 +91,39 @@ class ConfigManager:
 
     def load_config(self, name_or_path: str | Path, overrides: Iterable[str] = ()) -> ModelConfig:
         """A model's configuration. Raises InputError with everything that is wrong with it."""
-        overrides = list(overrides)
+        files = self.chain(name_or_path)
+        try:
+            return self._loaded(name_or_path, files, list(overrides))
+        except InputError as error:
+            raise invalid([str(error)]) from None
+
+    def _loaded(self, name_or_path: str | Path, files: Sequence[Path], overrides: Sequence[str]) -> ModelConfig:
+        name = files[0].stem
         if any(text.partition("=")[0].strip() == "extends" for text in overrides):
             raise InputError("--set extends: what a file is put on top of stands in the file; make a file of a few lines that extends both")
-        files = self.chain(name_or_path)
-        name = files[0].stem
         named = {"model_paths": {"exp_name": name}, "experiment": {"name": name, "comet_tags": [f"{name}_finetune"]}}
         config = load_config(ModelConfig, files[0], overrides, self.environment, bases=files[1:], defaults=named)
         config._reference = str(name_or_path)
         config._fill(extends="")  # its keys are in: what a run folder keeps must load wherever that folder lies
         return config
 
-    def load_all(self, names: Iterable[str | Path] | None = None) -> tuple[dict[str, ModelConfig], list[str]]:
+    def load_all(
+        self, names: Iterable[str | Path] | None = None, overrides: Sequence[str] = ()
+    ) -> tuple[dict[str, ModelConfig], list[str]]:
         """The configurations that load, by name or path as given (None: all registered), and what is wrong with the others."""
         loaded: dict[str, ModelConfig] = {}
         problems: list[str] = []
         for name in map(str, self.names() if names is None else names):
             try:
-                loaded[name] = self.load_config(name)
+                loaded[name] = self._loaded(name, self.chain(name), overrides)
             except InputError as error:
                 problems.append(str(error))
         return loaded, problems
 
     def problems(self, name_or_path: str | Path) -> list[str]:
         """Everything that is wrong with one model, also where it writes into another registered one's folder."""
-        try:
-            mine = self.load_config(name_or_path)
-        except InputError as error:
-            return [str(error)]
-        return self.clashes_of(mine)
+        loaded, problems = self.load_all([name_or_path])
+        return problems or [told for mine in loaded.values() for told in self.clashes_of(mine)]
 
     def clashes_of(self, mine: ModelConfig) -> list[str]:
         """Where a loaded configuration writes into the folder of another registered model."""
@@ -135,7 +139,7 @@ class ConfigManager:
         loaded, problems = self.load_all(names)
         problems += clashes(list(loaded.values()))
         if problems:
-            raise InputError("Configuration validation failed:" + "".join(f"\n- {told}" for told in problems))
+            raise invalid(problems)
         return loaded
 
     def diff(self, first: str | Path, second: str | Path) -> list[Difference]:

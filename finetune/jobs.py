@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from finetune.clashes import clashes
+from finetune.clashes import clashes, invalid
 from finetune.data.panel_store import META_FILE
+from finetune.data.resampling_settings import changed_settings
 from finetune.engine.errors import InputError, MissingFileError
 from finetune.engine.files import read_json
 from finetune.engine.places import MARKER, finished, newest_last
@@ -94,7 +95,7 @@ def plan(
     other.
     """
     if told := clashes(configs):
-        raise InputError(told[0] if len(told) == 1 else "Configuration validation failed:" + "".join(f"\n- {one}" for one in told))
+        raise invalid(told)
     by_name = {config.name: config for config in configs}
     drafts: dict[str, _Draft] = {}
     for config in configs:
@@ -108,7 +109,7 @@ def plan(
 
 def _is_wanted(config: ModelConfig, kind: Kind) -> bool:
     if kind == "prepare":
-        return config.needs_panel
+        return config.needs_panel or bool(config.changed_source)
     experiment = config.experiment
     return {
         "tokenizer": experiment.train_tokenizer,
@@ -195,8 +196,8 @@ def _with_what_exists(jobs: Sequence[Job], configs: Mapping[str, ModelConfig], r
         stale = _stale(job, config, needs) if exists else ""
         keep = resume or config.experiment.skip_existing
         done = keep and whole and not stale
-        if stale:
-            exists = f"{exists}, but {stale}: made anew"
+        if job.stage == "prepare" or stale:
+            exists = f"{exists}, but {stale}: made anew" if exists else ""
         elif exists and not done:
             exists += ", goes on from there" if resume else ", made anew (--resume keeps it)"
         can_go_on = resume and job.stage in ("tokenizer", "predictor") and not stale and all(need.done for need in needs)
@@ -207,9 +208,9 @@ def _with_what_exists(jobs: Sequence[Job], configs: Mapping[str, ModelConfig], r
 def _left_by_an_earlier_run(job: Job, config: ModelConfig) -> tuple[bool, str]:
     """(whether the result is whole, what there is in words)."""
     if job.stage == "prepare":
-        return False, ""  # `_is_wanted` looked
+        return False, "bars are there" if config.has_panel else ""
     if job.stage == "evaluate":
-        there = (job.folder / ("evaluation.json" if config.evaluation.enabled else "macro.json")).is_file()
+        there = all(file.is_file() for file in _reports(job, config))
         return there, "done" if there else ""
     if finished(place_of(config, job.stage)):
         return True, "done"
@@ -219,11 +220,19 @@ def _left_by_an_earlier_run(job: Job, config: ModelConfig) -> tuple[bool, str]:
     return False, f"stopped at step {(read_json(last / MARKER) or {}).get('step', 0):,}"
 
 
+def _reports(job: Job, config: ModelConfig) -> list[Path]:
+    """What an evaluation leaves."""
+    wanted = {"macro.json": config.report.macro, "evaluation.json": config.evaluation.enabled}
+    return [job.folder / name for name, is_wanted in wanted.items() if is_wanted]
+
+
 def _stale(job: Job, config: ModelConfig, needs: Sequence[Job]) -> str:
     """Why an earlier result does not count any more, or an empty string."""
     for need in needs:
         if not need.done:
             return f"{need.name} comes first"
+    if job.stage == "prepare":
+        return "; ".join([*changed_settings(config), *filter(None, [config.changed_source])])
     if changed := _changed(job, config):
         return f"settings have changed ({'; '.join(changed)})"
     if job.stage in ("tokenizer", "predictor"):
@@ -231,11 +240,12 @@ def _stale(job: Job, config: ModelConfig, needs: Sequence[Job]) -> str:
         meta = read_json(config.panel_folder / META_FILE) if config.is_prepared_from_source else None
         if bars is not None and meta is not None and bars != meta.get("fingerprint"):
             return "the bars have changed"
-    made, weights = _time_made(job, False), (read_json(job.folder / "summary.json") or {}).get("weights") or {}
+    weights = (read_json(job.folder / "summary.json") or {}).get("weights") or {}
+    made = min(_times(*_reports(job, config)), default=None) if job.stage == "evaluate" else _last_saved(job)
     for need in needs:
         if need.stage in weights:
             continue  # its very content was compared: a copied folder may have any times
-        if need.stage != "prepare" and made is not None and (other := _time_made(need, True)) is not None and other > made:
+        if made is not None and any(time > made for time in _times(need.folder / "best_model" / MARKER)):
             return f"{need.name} is newer"
     return ""
 
@@ -249,11 +259,14 @@ def _changed(job: Job, config: ModelConfig) -> list[str]:
     return [str(one) for one in changes(config, job.stage, bars=not config.is_prepared_from_source)]
 
 
-def _time_made(job: Job, need: bool) -> float | None:
-    """When a job last saved something, in seconds since 1970."""
+def _last_saved(job: Job) -> float | None:
+    """When a training last saved something, in seconds since 1970."""
     last = newest_last(job.folder / "checkpoints")
-    files = [job.folder / "evaluation.json", job.folder / "best_model" / MARKER, *([last / MARKER] if last and not need else [])]
-    return max((file.stat().st_mtime for file in files if file.is_file()), default=None)
+    return max(_times(job.folder / "best_model" / MARKER, *([last / MARKER] if last else [])), default=None)
+
+
+def _times(*files: Path) -> list[float]:
+    return [file.stat().st_mtime for file in files if file.is_file()]
 
 
 def _problems(jobs: Sequence[Job], configs: Mapping[str, ModelConfig]) -> Iterator[str]:
@@ -262,10 +275,10 @@ def _problems(jobs: Sequence[Job], configs: Mapping[str, ModelConfig]) -> Iterat
     told: set[str] = set()
     for job in jobs:
         config = configs[job.model]
-        if job.done or job.stage == "prepare":
+        if job.done:
             continue
-        checks: list[Callable[[], object]] = [config.check_device]
-        if job.model not in prepared and not any(need.endswith("-prepare") for need in job.needs):
+        checks: list[Callable[[], object]] = [config.check_source] if job.stage == "prepare" else [config.check_device]
+        if job.stage != "prepare" and job.model not in prepared and not any(need.endswith("-prepare") for need in job.needs):
             checks.append(config.check_data)
         if job.stage == "predictor" and not any(need.endswith("-tokenizer") for need in job.needs):
             checks.append(partial(find_tokenizer, config, lambda text: None))

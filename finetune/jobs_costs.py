@@ -1,6 +1,7 @@
 """What a job will take, reckoned from the configuration and the sizes of files: windows, steps, memory, disk. No model is built.
 
-Windows are exact where the panel is there and not large, for then they are cut as training cuts them. Memory is a formula fitted to
+Windows are exact where the panel is there and not large, for then they are cut as training cuts them; before it is made they follow from
+the sizes of the files that it will be made of. Memory is a formula fitted to
 measured peaks, right to a fifth or so.
 """
 
@@ -9,17 +10,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from finetune.data.panel import Panel
+from finetune.data.panel_store import is_panel_folder
+from finetune.data.source_facts import about_bars
+from finetune.data.sources import find_sources
 from finetune.engine.advice import memory_advice
 from finetune.engine.cuts import cut_panel, places, series_counts
 from finetune.engine.errors import InputError
 from finetune.jobs import Job
 from finetune.jobs_table import Work
-from finetune.multi_config import ModelConfig
+from finetune.multi_config import ALWAYS_OPEN, ModelConfig
 
 GIB = 2**30
 _EXACT_ROWS = 3_000_000  # panels with more rows are not looked at row by row
@@ -60,12 +65,28 @@ def cost_of(job: Job, config: ModelConfig, ranks: int = 1, on_gpu: bool = False)
 
 
 def windows_of(config: ModelConfig) -> tuple[tuple[int, int] | None, bool]:
-    """((training, validation windows), whether counted); (None, True) where there is no panel yet. Raises InputError for too few bars."""
-    if not config.is_prepared_from_source or not config.has_panel:
-        return None, True
-    data = config.data
-    cut = (data.lookback_window, data.predict_window, data.ratios, data.split, data.window_stride, data.sampling)
-    return _counted(str(config.panel_folder), *cut)
+    """((training, validation windows), whether counted: a panel that is not made yet is judged by the size of its source's files).
+
+    None where nothing can be told without reading the bars. Raises InputError for too few bars.
+    """
+    data, paths = config.data, [Path(path) for path in config.data.data_path]
+    if len(paths) == 1 and is_panel_folder(paths[0]):
+        cut = (data.lookback_window, data.predict_window, data.ratios, data.split, data.window_stride, data.sampling)
+        return _counted(str(paths[0]), *cut)
+    if data.symbol_column or config.timeframe.calendar not in ("", ALWAYS_OPEN):
+        return None, False
+    files = config.timeframe.source if config.is_prepared_from_source else data.data_path
+    try:
+        bars = about_bars(find_sources(files), config.timeframe.seconds)
+    except InputError:  # the plan has told
+        return None, False
+    return (_reckoned(np.array(bars), data.lookback_window, data.predict_window, data.ratios, data.window_stride) if bars else None), False
+
+
+def _reckoned(rows: np.ndarray, lookback: int, horizon: int, ratios: tuple[float, float, float], stride: int) -> tuple[int, int]:
+    """About how many training and validation windows series of so many rows give."""
+    train = np.maximum(0, rows * ratios[0] - lookback - horizon).sum() / stride
+    return int(train), int(np.maximum(0, rows * ratios[1] - horizon).sum())
 
 
 @lru_cache(maxsize=256)
@@ -76,10 +97,7 @@ def _counted(
     if panel.n_rows <= _EXACT_ROWS:
         train, val, _ = cut_panel(panel, lookback, horizon, ratios, split=split, stride=stride)
         return (int(places(series_counts(panel.offsets, train), sampling).sum()), int(val.counts.sum())), True
-    rows, length = np.diff(panel.offsets), lookback + horizon + 1
-    train = np.maximum(0, rows * ratios[0] - length + 1).sum() / stride
-    val = np.maximum(0, rows * ratios[1] - horizon).sum()
-    return (int(train), int(val)), False
+    return _reckoned(np.diff(panel.offsets), lookback, horizon, ratios, stride), False
 
 
 def memory_gib(config: ModelConfig, stage: str, parameters: int, on_gpu: bool) -> float:

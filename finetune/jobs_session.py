@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.clashes import invalid
 from finetune.config_manager import ConfigManager
 from finetune.engine.advice import without_gpu
 from finetune.engine.command import EXIT_DONE, EXIT_FAULT
@@ -58,7 +59,10 @@ def session_of(wish: Wish, manager: ConfigManager | None = None, machine: Machin
     names = list(dict.fromkeys(wish.models)) or manager.names()
     if not names:
         raise InputError(f"there is no model in {manager.folder}; put a YAML file there, or name one by its path: --models my.yaml")
-    made = plan(load_all(manager, names, wish.overrides), wish.stage, overrides=wish.overrides, resume=wish.resume, prepare=wish.prepare)
+    configs, problems = manager.load_all(names, wish.overrides)
+    if problems:
+        raise invalid(problems)
+    made = plan(list(configs.values()), wish.stage, overrides=wish.overrides, resume=wish.resume, prepare=wish.prepare)
     machine = machine or this_machine()
     places = slots(wish.mode, wish.workers, machine.gpus, machine.cores)
     ranks = max(1, len(places[0].gpus))
@@ -67,21 +71,6 @@ def session_of(wish: Wish, manager: ConfigManager | None = None, machine: Machin
         for job in made.jobs
     }
     return Session(wish, made, machine, places, costs)
-
-
-def load_all(manager: ConfigManager, names: Sequence[str], overrides: Sequence[str]) -> list:
-    """The configurations, or one InputError with what is wrong in every one of them."""
-    configs, problems = [], []
-    for name in names:
-        try:
-            configs.append(manager.load_config(name, overrides))
-        except InputError as error:
-            problems.append(str(error))
-    if len(problems) == 1:
-        raise InputError(problems[0])
-    if problems:
-        raise InputError("Configuration validation failed:" + "".join(f"\n- {told}" for told in problems))
-    return configs
 
 
 # ---------------------------------------------------------------------- the plan in words
@@ -104,10 +93,16 @@ def _number(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-def _hint(session: Session) -> list[str]:
-    """Missing panels need no command each."""
-    lacking = sum(config.needs_panel for config in session.plan.configs.values())
-    return ["with --prepare, multi_model_trainer.py makes these bars itself"] if lacking and not session.wish.prepare else []
+def _hint(session: Session) -> Iterator[str]:
+    """Missing panels need no command each, and those whose source has grown are to be made again."""
+    configs = session.plan.configs.values()
+    if session.wish.prepare:
+        return
+    if any(config.needs_panel for config in configs):
+        yield "with --prepare, multi_model_trainer.py makes these bars itself"
+    for config in configs:
+        if told := config.changed_source:
+            yield f"note: {config.name}: {told} since its bars were made; --prepare makes them again"
 
 
 def _places(session: Session) -> str:
@@ -136,7 +131,8 @@ def _cost_text(cost: Cost) -> str:
     else:
         facts.append(cost.note or "windows are known once the bars are read")
     work = cost.work
-    facts.append(f"{f'{work.steps:,} steps × ' if work.steps else ''}{work.epochs} epochs of batch {work.batch}")
+    steps = f"{'' if cost.exact else 'about '}{work.steps:,} steps × " if work.steps else ""
+    facts.append(f"{steps}{work.epochs} epochs of batch {work.batch}")
     facts.append(f"{cost.parameters:,} parameters" if cost.parameters else "parameters are known once the weights are downloaded")
     if cost.memory_gib is not None:
         facts.append(f"about {cost.memory_gib:.1f} GiB memory")
@@ -187,6 +183,8 @@ def run_session(session: Session) -> int:
     if made.problems:
         told = [*made.problems, *_hint(session)]
         raise InputError("before training:" + "".join(f"\n- {one}" for one in told) if len(told) > 1 else told[0])
+    for told in _hint(session):
+        print(told, flush=True)
     jobs, configs = made.jobs, made.configs
     with locked(Path(configs[job.model].model_paths.base_save_path) for job in made.todo) as locks:
         folder = (folder_to_resume(jobs, wish.logs) if wish.resume else None) or new_folder(wish.logs)

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ def progress_of(folder: Path, since: float, work: Work | None) -> Progress:
     if work and len(train) > 1 and train[-1]["time_s"] > train[0]["time_s"]:
         per_s = (train[-1]["step"] - train[0]["step"]) * work.batch / (train[-1]["time_s"] - train[0]["time_s"])
     ends = [line["step"] / (line["epoch"] + 1) for line in lines if line.get("split") == "val" and line["step"] > 0]
-    steps = (work.steps if work else 0) or (ends[-1] if ends else 0)
+    steps = ends[-1] if ends else work.steps if work else 0  # a plan made before the bars were could only guess
     if work and steps and step > 0:
         left_s = max(0, steps * work.epochs - step) * time_s / step  # with validation, checkpoints and the start counted in
     epoch = step / steps if steps else None
@@ -147,7 +148,7 @@ class LiveTable(Display):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._height, self._drawn_at = 0, 0.0
+        self._height, self._drawn_at, self._since = 0, 0.0, self.clock()
 
     def said(self, text: str) -> None:
         self._erase()
@@ -182,7 +183,7 @@ class LiveTable(Display):
     def _draw(self) -> None:
         self._drawn_at = self.clock()
         size = shutil.get_terminal_size()
-        rows = [self.cells(job) for job in self._shown(max(1, size.lines - 3))]
+        rows = [self.cells(job) for job in self._shown(max(1, size.lines - 4))]
         widths = [max(len(row[i]) for row in [_COLUMNS, *rows]) for i in range(len(_COLUMNS))]
         lines = [
             self._line(_COLUMNS, widths, size.columns, "1"),
@@ -190,9 +191,17 @@ class LiveTable(Display):
         ]
         if len(rows) < len(self.jobs):
             lines.append(f"... and {len(self.jobs) - len(rows)} jobs more")
+        lines.append(self._line([self._summary()], [0], size.columns, "2"))
         self.stream.write("".join(line + "\n" for line in lines))
         self.stream.flush()
         self._height = len(lines)
+
+    def _summary(self) -> str:
+        """How far the whole of it is."""
+        count = Counter(self.state.of(job.name) for job in self.jobs)
+        told = [f"{count[DONE]} of {len(self.jobs)} done"]
+        told += [f"{count[state]} {state}" for state in (RUNNING, FAILED, INTERRUPTED, BLOCKED) if count[state]]
+        return f"{', '.join(told)}; {tqdm.format_interval(self.clock() - self._since)}; logs in {self.state.folder}"
 
     def _shown(self, room: int) -> list[Job]:
         """All jobs, or the ones that matter now where they do not fit."""

@@ -17,7 +17,8 @@ from pydantic import PrivateAttr, field_validator
 
 from finetune.data.config import CsvDataSection, PipelineConfig
 from finetune.data.panel_store import is_panel_folder
-from finetune.data.resampling_settings import changed_settings
+from finetune.data.resampling_settings import SOURCE_KEY, changed_settings, changed_source
+from finetune.data.source_facts import named_sources
 from finetune.data.stamps import period_name
 from finetune.engine.advice import without_gpu
 from finetune.engine.config import Section, key
@@ -183,6 +184,11 @@ class ModelConfig(PipelineConfig):
         return self.lacks_panel or (self.is_prepared_from_source and bool(changed_settings(self)))
 
     @property
+    def changed_source(self) -> str:
+        """Which of the finer bars' files are not those that the prepared bars were made of, in words; empty where all are."""
+        return changed_source(self) if self.is_prepared_from_source and self.has_panel else ""
+
+    @property
     def tokenizer_command(self) -> str:
         """How to train the tokenizer alone."""
         return f"{_run('train_tokenizer_multi.py')} --config {self.reference}"
@@ -203,13 +209,14 @@ class ModelConfig(PipelineConfig):
 
         Raises InputError also where its bars are not made yet, or where another registered model writes to its folder.
         """
-        from finetune.config_manager import ConfigManager  # which imports this file
+        from finetune.clashes import invalid  # which import this file
+        from finetune.config_manager import ConfigManager
 
         assert path is not None, "a model is a file"
         manager = ConfigManager(environment=environment)
         config = manager.load_config(path, overrides)
         if clashes := manager.clashes_of(config):
-            raise InputError("Configuration validation failed:" + "".join(f"\n- {told}" for told in clashes))
+            raise invalid(clashes)
         config.check_device()
         config.check_data()
         return config
@@ -220,6 +227,13 @@ class ModelConfig(PipelineConfig):
             self.device.pick()
         except InputError as error:
             raise InputError(f"{error}. Without it, {without_gpu(self.training, self.parameters('predictor') or 0)}") from None
+
+    def check_source(self) -> None:
+        """Raises MissingFileError if the finer bars are not there, InputError if their files cannot be told apart."""
+        try:
+            named_sources(self.timeframe.source, SOURCE_KEY)
+        except InputError as error:
+            raise type(error)(f"{self.name}: {error}") from None
 
     def check_data(self) -> None:
         """Raises MissingFileError if the panel is not made yet, InputError if it was made in another way, or for another period."""

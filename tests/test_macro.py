@@ -133,5 +133,7 @@ def test_numbers_and_picture_are_written_and_the_verdict_is_said(panel, tmp_path
 @pytest.mark.parametrize("changes", [{"max_origins": 10, "ratios": (0.9, 0.03, 0.0)}, {"ratios": (0.03, 0.5, 0.4)}])
 def test_too_few_bars_are_said_instead_of_counted(panel, tmp_path, changes):
     said = []
+    (tmp_path / "macro.png").write_bytes(b"an earlier one")
     assert macro_report(configuration(**changes), panel, Prophet(panel), tmp_path, said.append) is None
-    assert "macro report left out" in said[-1] and not list(tmp_path.iterdir())
+    assert "macro report left out" in said[-1] and [file.name for file in tmp_path.iterdir()] == ["macro.json"]
+    assert "horizons are held out" in json.loads((tmp_path / "macro.json").read_text())["left_out"]

@@ -359,7 +359,8 @@ def test_in_a_terminal_the_table_is_redrawn_in_place_and_failures_scroll_above_i
     state.set(jobs[0], "failed")
     shown.changed(jobs[0], "failed", "no bars")
     text = stream.getvalue()
-    assert text.count("\x1b[3F\x1b[J") == 1, "three lines are taken back before the failure is told"
+    assert text.count("\x1b[4F\x1b[J") == 1, "four lines are taken back before the failure is told"
+    assert "0 of 2 done; 00:0" in text.split("\x1b[4F")[0] and "0 of 2 done, 1 failed; 00:0" in text.split("\x1b[J")[1]
     assert "failed (no bars)" in text.split("\x1b[J")[1].splitlines()[0]
     assert max(len(line) for line in text.split("\x1b[J")[0].splitlines()) < 60 + len("\x1b[2m\x1b[0m"), "no line wraps"
 
@@ -370,7 +371,7 @@ def test_a_table_of_more_jobs_than_lines_shows_those_that_run(tmp_path, monkeypa
     state = RunState(tmp_path / "run", jobs)
     state.jobs["m33-tokenizer"]["state"] = "running"
     LiveTable(jobs, state, {}, stream=stream).tick()
-    assert "m33-tokenizer" in stream.getvalue() and "34 jobs more" in stream.getvalue() and stream.getvalue().count("\n") <= 9
+    assert "m33-tokenizer" in stream.getvalue() and "35 jobs more" in stream.getvalue() and stream.getvalue().count("\n") <= 9
 
 
 def test_the_last_words_are_the_error_message_where_there_is_one(tmp_path):

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import yaml
-from test_multi_trainer import make_panel, marks, models, plan_of, trained
+from multi_tiny import make_panel, marks, models, plan_of, trained
 from test_pipeline import run_all, write_config
 
 from finetune.engine.config import resolved, to_yaml

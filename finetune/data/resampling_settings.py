@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from finetune.data.source_facts import named_sources, what_changed
+from finetune.engine.errors import MissingFileError
 from finetune.engine.files import jsonable, read_json
 
 MANIFEST = "manifest.json"
+SOURCE_KEY = "timeframe.source (or KRONOS_DATA_PATH)"
 _TIMEFRAME = ("period", "stamp", "calendar")
 _READING = ("symbol_column", "timezone", "missing", "max_ffill", "drop_suspended")
 
@@ -30,3 +33,13 @@ def changed_settings(config: Any) -> list[str]:
         for name, value in jsonable(panel_settings(config)).items()
         if name in known and known[name] != value
     ]
+
+
+def changed_source(config: Any) -> str:
+    """Which files of timeframe.source are not those that a panel was made of, in words; empty where they are, or are not there."""
+    manifest = read_json(Path(config.timeframe.panel, MANIFEST)) or {}
+    try:
+        told = what_changed(named_sources(config.timeframe.source, SOURCE_KEY), manifest) if manifest else ""
+    except MissingFileError:  # bars that were made may outlive their source
+        return ""
+    return f"files of timeframe.source are {told}" if told else ""

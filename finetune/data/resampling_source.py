@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,8 +19,8 @@ from finetune.data.resampling import Resampled, resample
 from finetune.data.resampling_check import compare
 from finetune.data.resampling_grid import exchange_of, period_ns
 from finetune.data.resampling_report import SeriesReport, table, whole_reports
-from finetune.data.resampling_settings import MANIFEST, panel_settings
-from finetune.data.sources import find_sources
+from finetune.data.resampling_settings import MANIFEST, SOURCE_KEY, panel_settings
+from finetune.data.source_facts import digests, named_sources, seen
 from finetune.engine.files import jsonable, read_json, write_json
 from finetune.engine.provenance import versions
 from kronos.errors import InputError
@@ -62,8 +61,12 @@ def prepare(config: Model, *, force: bool = False, check: Sequence[str] = (), sa
     frame, folder = config.timeframe, Path(config.panel_folder)
     if not frame.source:
         raise InputError(f"{config.name}: timeframe.source names no file; give the finer bars, or set KRONOS_DATA_PATH")
-    inputs = {"version": _VERSION, "settings": panel_settings(config), "files": _files(frame.source)}
+    sources = named_sources(frame.source, SOURCE_KEY)
+    looked = seen(sources)  # before they are read: what is written to them meanwhile is then noticed the next time
+    inputs = {"version": _VERSION, "settings": panel_settings(config), "files": digests(sources)}
     manifest = _same(folder, inputs)
+    if manifest and manifest.get("seen") != looked:  # copied, or touched: the next look need not read them again
+        write_json(folder / MANIFEST, {**manifest, "seen": looked})
     if manifest and not force and not check:
         say(table([SeriesReport(**row) for row in manifest["series"]]))
         say(f"{folder}: is there already, made of the same files; --force makes it again")
@@ -73,7 +76,7 @@ def prepare(config: Model, *, force: bool = False, check: Sequence[str] = (), sa
         say(f"{folder}: is there already, made of the same files")
     else:
         made.panel.save(folder)
-        write_json(folder / MANIFEST, {**inputs, "panel": made.panel.fingerprint, **_told(made)})
+        write_json(folder / MANIFEST, {**inputs, "seen": looked, "panel": made.panel.fingerprint, **_told(made)})
     say(table(made.series))
     for note in _notes(made, config):
         say(note)
@@ -124,22 +127,6 @@ def _symbol(info: SeriesInfo) -> str:
     found = re.fullmatch(r"(.+)[_\-. ]([^_\-. ]+)", info.symbol)
     named = period_ns(re.sub("m$", "min", found[2].lower())) if found else 0
     return found[1] if found and named and named == period_ns(info.period) else info.symbol
-
-
-def _files(paths: Sequence[str]) -> list[dict[str, Any]]:
-    """Name and digest of every file of the source. Raises MissingFileError for one that is not there."""
-    try:
-        sources = find_sources(list(paths))
-    except InputError as error:
-        raise type(error)(str(error).replace("data.data_path", "timeframe.source (or KRONOS_DATA_PATH)")) from error
-    return [{"name": source.name, "digest": _digest(source.path)} for source in sources]
-
-
-def _digest(path: Path | str) -> str:
-    if isinstance(path, str):  # bundled bars
-        return path
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _same(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:

@@ -57,7 +57,7 @@ class Before:
 
 
 def macro_report(config: PipelineConfig, panel: Panel, predictor: KronosPredictor, folder: Path, say: Say = print) -> dict[str, Any] | None:
-    """Writes macro.json and macro.png into a folder and returns the numbers; None, and why, where too few bars are held out.
+    """Writes macro.json and macro.png into a folder and returns the numbers; None where too few bars are held out: macro.json says so.
 
     Validation and test are both forecast: no weight was fitted to either, though the best epoch was chosen on validation.
     Raises InputError if the folder cannot be written to.
@@ -68,7 +68,10 @@ def macro_report(config: PipelineConfig, panel: Panel, predictor: KronosPredicto
         known = ~np.isnan(before.limits["trend"][origins.series]).any(axis=1)
         origins = origins.chosen(known)
     if before is None or len(origins.moments) < _FEWEST_MOMENTS:
-        say(f"macro report left out: fewer than {_FEWEST_MOMENTS} horizons are held out, or fewer than {_FEWEST_BEFORE} lie before them")
+        told = f"fewer than {_FEWEST_MOMENTS} horizons are held out, or fewer than {_FEWEST_BEFORE} lie before them"
+        say(f"macro report left out: {told}")
+        write_json(ensure_writable_folder(folder) / "macro.json", {"title": config.experiment.name, "left_out": told})
+        (folder / "macro.png").unlink(missing_ok=True)  # an earlier one's
         return None
     settings = config.evaluation
     model = ModelForecaster(predictor, label=config.experiment.name, T=settings.T, top_p=settings.top_p, seed=settings.seed)
@@ -86,9 +89,8 @@ def macro_report(config: PipelineConfig, panel: Panel, predictor: KronosPredicto
         "seasonality": {name: seasonality(name, origins, drawn, before) for name in SEASONS},
         "regimes": {name: regimes(name, origins, drawn, before, settings.seed) for name in REGIMES},
     }
-    ensure_writable_folder(folder)
-    write_json(folder / "macro.json", numbers)
-    draw_macro(numbers, folder / "macro.png")
+    draw_macro(numbers, ensure_writable_folder(folder) / "macro.png")
+    write_json(folder / "macro.json", numbers)  # last: it says that the report is whole
     for found in numbers["regimes"].values():
         say(found["sentence"])
     say(f"macro report: {folder / 'macro.json'}, picture {folder / 'macro.png'}")
