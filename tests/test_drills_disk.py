@@ -1,5 +1,8 @@
 """A short round of the disk drill, and what it taught: a status that is true on a full disk, too."""
 
+import resource
+import threading
+
 import pytest
 from test_drills_kill import drill
 
@@ -45,3 +48,19 @@ def test_what_a_killed_writer_left_anywhere_in_a_run_folder_is_swept_by_the_next
         (tmp_path / place / "complete.json").write_text("{}")
     Run.create(tmp_path, config={}, is_main=True, resume=True, name="test").close()
     assert len(list(tmp_path.rglob("complete.json"))) == 3 and not list(tmp_path.rglob("*.tmp*"))
+
+
+def test_the_very_number_that_a_full_disk_does_not_take_is_refused_and_no_thread_writes_events(tmp_path):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    told = pytest.raises(InputError, match="larger than allowed")
+    with told, Run.create(tmp_path, config={}, is_main=True, resume=False, name="test") as run:
+        run.log(1, 0, "train", {"loss": 1.0})
+        threads = threading.active_count()
+        [events] = (tmp_path / "tensorboard").iterdir()
+        before = events.read_bytes()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, limit[1]))
+        try:
+            run._board.numbers({"train/loss": 2.0}, 2)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert events.read_bytes().startswith(before) and threads == threading.active_count() == 1

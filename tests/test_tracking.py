@@ -194,7 +194,7 @@ def test_a_run_folder_that_cannot_be_is_told(tmp_path):
 
 
 def test_without_tensorboard_one_line_says_so_and_metrics_are_written(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
     with create(tmp_path) as run:
         train(run, 1, 3)
     assert capsys.readouterr().out.count("TensorBoard is not installed") == 1

@@ -62,8 +62,8 @@ def jsonable(value: Any) -> Any:
     return str(value)
 
 
-class LineFile:
-    """A text file that grows line by line; each line is handed to the system in one piece, so that kill -9 tears at most the last one.
+class GrowingFile:
+    """A file that grows piece by piece, each handed to the system at once, so that kill -9 tears at most the last one.
 
     Raises InputError (full disk, no permission) on opening and writing.
     """
@@ -73,9 +73,9 @@ class LineFile:
         with explained(self.path):
             self._handle = open(self.path, "ab", buffering=0)  # noqa: SIM115  lives as long as this object
 
-    def write(self, line: str) -> None:
-        """Appends `line` and a line end."""
-        left = memoryview(line.encode("utf-8") + b"\n")
+    def append(self, data: bytes) -> None:
+        """Adds `data` at the end."""
+        left = memoryview(data)
         with explained(self.path):
             while left:  # an almost full disk takes a part without complaint and refuses the rest
                 left = left[self._handle.write(left) :]
@@ -83,6 +83,14 @@ class LineFile:
     def close(self) -> None:
         """May be called twice."""
         self._handle.close()
+
+
+class LineFile(GrowingFile):
+    """A text file that grows line by line."""
+
+    def write(self, line: str) -> None:
+        """Appends `line` and a line end."""
+        self.append(line.encode("utf-8") + b"\n")
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any] | None:

@@ -27,6 +27,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from finetune.engine import provenance
+from finetune.engine.board import Board
 from finetune.engine.comet import CometLog, CometSettings, open_comet
 from finetune.engine.config import to_yaml
 from finetune.engine.errors import InputError, Interrupted
@@ -62,7 +63,7 @@ class Run:
         self.state = "running"
         self._metrics: LineFile | None = None
         self._log_file: LineFile | None = None
-        self._board: Any = None  # torch.utils.tensorboard.SummaryWriter once the first numbers come, False if it is not installed
+        self._board: Any = None  # a Board once the first numbers come, False if it is not installed
         self._purge_step: int | None = None
         self._comet: CometLog | None = None
         self._lock: IO[str] | None = None
@@ -131,20 +132,17 @@ class Run:
         if self._metrics is None:
             self._metrics = LineFile(self._metrics_path)
         self._metrics.write(_json_line(line))
-        with explained(self.folder / "tensorboard"):
-            if self._board is None:
-                self._open_board()
-            if self._board:
-                for key, value in numbers.items():
-                    self._board.add_scalar(f"{split}/{key}", value, step)
+        if self._board is None:
+            self._open_board()
+        if self._board:
+            self._board.numbers({f"{split}/{key}": value for key, value in numbers.items()}, step)
         if self._comet is not None:
             self._comet.log(step, epoch, split, numbers)
 
     def picture(self, name: str, figure: Any, step: int) -> None:
-        """A matplotlib figure for TensorBoard, tag `name`; the figure is closed. Raises InputError if the disk is full."""
-        with explained(self.folder / "tensorboard"):
-            if self.is_main and self._board:
-                self._board.add_figure(name, figure, step)
+        """A matplotlib figure for TensorBoard, tag `name`. Raises InputError if the disk is full."""
+        if self.is_main and self._board:
+            self._board.picture(name, figure, step)
 
     def rewind(self, step: int, epoch: int | None = None) -> None:
         """On resume: forgets every number of a step later than `step`, the one of the checkpoint that training goes on from.
@@ -277,12 +275,10 @@ class Run:
 
     def _open_board(self) -> None:
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            self._board = Board(self.folder / "tensorboard", self._purge_step)
         except ImportError:
             self._board = False
             self.say("TensorBoard is not installed (pip install tensorboard): no event files; metrics.jsonl holds the same numbers")
-            return
-        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._purge_step)
 
     def _open_comet(self, settings: CometSettings, parameters: Mapping[str, Any]) -> None:
         key = (read_json(self._comet_path) or {}).get("experiment_key")
@@ -299,8 +295,7 @@ class Run:
     def _close_board(self) -> None:
         board, self._board = self._board, None
         if board:
-            with explained(self.folder / "tensorboard"):
-                board.close()
+            board.close()
 
     def _close_comet(self) -> None:
         comet, self._comet = self._comet, None

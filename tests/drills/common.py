@@ -49,7 +49,7 @@ _USED = (  # imported by a training as it goes; here, once for all children
     "finetune_csv.config",
     "finetune_csv.pipeline",
     "matplotlib.backends.backend_agg",
-    "torch.utils.tensorboard",
+    "tensorboard.compat.proto.event_pb2",
 )
 
 

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from kronos.errors import InputError
 from tests.drills.common import Failed, expect
 
@@ -160,6 +162,7 @@ def _child(case: Callable[[], Any], place: Path, writing: int, cpu_s: int, memor
 def _settle(place: Path, cpu_s: int) -> None:
     """Home, temporary and working folder of the child are canaries; what it prints goes nowhere."""
     sys.dont_write_bytecode = True
+    pa.set_memory_pool(pa.system_memory_pool())  # its own one reserves a gigabyte of addresses
     faulthandler.disable()  # a crash is told by its signal
     os.environ.update(HOME=str(place / "home"), TMPDIR=str(place / "tmp"))
     os.chdir(place / "cwd")
