@@ -7,20 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
 from tqdm import tqdm
 
 from finetune.engine import provenance
-from finetune.engine.curves import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SKY, VERMILION, new_figure, quiet_axes, save_figure
 from finetune.engine.files import read_json, read_json_lines, write_json, write_text
 from finetune.engine.places import Stage
 from finetune.jobs_run import last_lines
 from finetune.jobs_state import DONE, FAILED, INTERRUPTED, RunState
 from finetune.multi_config import ModelConfig
+from finetune.multi_picture import draw_report
 
 _SIDE_BY_SIDE = 4  # models in one table
-_COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
-_DASHES = ("-", "--", ":", "-.")
 _STAGES: tuple[Stage, ...] = ("tokenizer", "predictor")
 
 
@@ -43,6 +40,7 @@ def numbers_of(configs: Mapping[str, ModelConfig], state: RunState) -> dict[str,
         "jobs": state.jobs,
         "results": {name: _results(config, state) for name, config in configs.items()},
         "skill": {name: _skill(config, state) for name, config in configs.items()},
+        "macro": {name: found for name, config in configs.items() if (found := _macro(config, state))},
         "failures": {
             name: {"reason": job["reason"], "code": job["code"], "log": job["log"], "last_lines": last_lines(Path(job["log"]))}
             for name, job in state.jobs.items()
@@ -81,6 +79,17 @@ def _skill(config: ModelConfig, state: RunState) -> dict[str, Any] | None:
     return {"sentences": numbers["verdict"]["sentences"], "verdict": numbers["verdict"]["crps"], "baseline": best, **skill}
 
 
+def _macro(config: ModelConfig, state: RunState) -> dict[str, Any] | None:
+    """What the macro report says of regimes, and where it is; None where none is wanted, or there is none yet."""
+    folder = Path(config.model_paths.base_save_path, "evaluation")
+    numbers = read_json(folder / "macro.json") if config.report.macro else None
+    if not numbers or _is_old(config, "evaluate", state, DONE):
+        return None
+    left_out = [f"left out: {told}." for told in [numbers.get("left_out")] if told]
+    sentences = left_out or [regime["sentence"] for regime in numbers["regimes"].values()]
+    return {"sentences": sentences, "numbers": str(folder / "macro.json"), "picture": "" if left_out else str(folder / "macro.png")}
+
+
 def _curve(config: ModelConfig, stage: Stage, state: RunState) -> dict[str, list[float]]:
     """Losses over epochs (as a fraction: steps by the steps of an epoch)."""
     old = _is_old(config, stage, state, DONE, FAILED, INTERRUPTED)
@@ -106,8 +115,10 @@ def text_of(numbers: Mapping[str, Any], picture: str) -> str:
     parts.append("\n".join(["CONFIGURATIONS", *_configurations(numbers["models"])]))
     parts.append("\n".join(["TRAINING", *_training(numbers["results"])]))
     parts.append("\n".join(["FORECAST SKILL", *_skills(numbers["skill"])]))
+    if numbers["macro"]:
+        parts.append("\n".join(["SEASONS AND REGIMES", *(f"{name}: {_macro_text(found)}" for name, found in numbers["macro"].items())]))
     if numbers["failures"]:
-        parts.append("\n\n".join(["FAILURES", *map(_failure, numbers["failures"].items())]))
+        parts.append("\n\n".join(["WHAT FAILED OR WAS INTERRUPTED", *map(_failure, numbers["failures"].items())]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -154,6 +165,10 @@ def _skills(skills: Mapping[str, Any]) -> Iterator[str]:
         yield f"{name}: " + (" ".join(skill["sentences"]) if skill else "not evaluated")
 
 
+def _macro_text(found: Mapping[str, Any]) -> str:
+    return " ".join([*found["sentences"], *([f"Picture: {found['picture']}"] if found["picture"] else [])])
+
+
 def _failure(failed: tuple[str, Mapping[str, Any]]) -> str:
     name, facts = failed
     lines = "\n".join(f"    {line}" for line in facts["last_lines"])
@@ -164,65 +179,3 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     for row in [head, *rows]:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-
-
-# ---------------------------------------------------------------------- picture
-
-
-def draw_report(path: Path, numbers: Mapping[str, Any]) -> None:
-    """Losses of all models, one panel a stage, and their forecast skill where it was evaluated."""
-    skills = {name: skill for name, skill in numbers["skill"].items() if skill}
-    figure = new_figure(1600, 760 if not skills else 860 + 34 * len(skills))
-    grid = figure.add_gridspec(
-        2 if skills else 1, 2, height_ratios=(3, 0.5 + 0.28 * len(skills)) if skills else (1,), hspace=0.42, wspace=0.14
-    )
-    grid.update(left=0.055, right=0.98, top=0.9, bottom=0.085)
-    for column, stage in enumerate(_STAGES):
-        _draw_losses(figure.add_subplot(grid[0, column]), stage, {name: curves[stage] for name, curves in numbers["curves"].items()})
-    if skills:
-        _draw_skill(figure.add_subplot(grid[1, :]), skills, list(numbers["curves"]))
-    save_figure(figure, path)
-
-
-def _style(number: int) -> dict[str, Any]:
-    return {"color": _COLOURS[number % len(_COLOURS)], "linestyle": _DASHES[number // len(_COLOURS) % len(_DASHES)]}
-
-
-def _draw_losses(axes: Axes, title: str, curves: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
-    quiet_axes(axes)
-    axes.set_title(title, loc="left", fontsize=15, fontweight="bold", color=INK)
-    axes.set_xlabel("epoch (thin: training, marks: validation)", fontsize=11, color=MUTED)
-    axes.set_ylabel("loss", fontsize=11, color=MUTED)
-    drawn = False
-    for number, (name, curve) in enumerate(curves.items()):
-        if curve["train"]:
-            axes.plot(curve["train_epoch"], curve["train"], linewidth=1.0, alpha=0.45, **_style(number))
-        if curve["val"]:
-            best = min(curve["val"])
-            label = f"{name}: best {best:.4g}"
-            axes.plot(curve["val_epoch"], curve["val"], linewidth=1.8, marker="o", markersize=5, label=label, **_style(number))
-        drawn |= bool(curve["train"] or curve["val"])
-    if not drawn:
-        axes.text(0.5, 0.5, "no loss was logged", transform=axes.transAxes, ha="center", va="center", color=MUTED, fontsize=13)
-        axes.set_yticks([])
-    elif any(curve["val"] for curve in curves.values()):
-        axes.legend(frameon=False, fontsize=10, labelcolor=INK)
-
-
-def _draw_skill(axes: Axes, skills: Mapping[str, Mapping[str, Any]], order: Sequence[str]) -> None:
-    """Share by which a model's CRPS is below the best baseline's, with its interval."""
-    quiet_axes(axes)
-    axes.grid(axis="y", visible=False)
-    axes.set_title("forecast skill: CRPS below the best baseline's", loc="left", fontsize=15, fontweight="bold", color=INK)
-    names = list(skills)
-    for row, name in enumerate(names):
-        colour = _style(order.index(name))["color"]
-        axes.plot([100 * skills[name]["low"], 100 * skills[name]["high"]], [row, row], color=colour, linewidth=3, solid_capstyle="round")
-        axes.plot(100 * skills[name]["overall"], row, marker="o", color=colour, markersize=9, markeredgecolor="white")
-        told = f"{name}: {100 * skills[name]['overall']:+.1f} % against {skills[name]['baseline']}"
-        axes.text(100 * skills[name]["overall"], row - 0.2, told, ha="center", va="bottom", fontsize=10.5, color=INK)
-    axes.axvline(0, color=MUTED, linewidth=1)
-    axes.set_yticks([])
-    axes.margins(x=0.12)
-    axes.set_ylim(len(names) - 0.5, -0.7)
-    axes.set_xlabel("per cent, with 95 % interval; right of 0 is better than the baseline", fontsize=11, color=MUTED)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -249,6 +250,23 @@ def test_gpus_are_dealt_evenly_and_workers_without_one_queue():
     assert slots("sequential", 2, ["0", "1"], 16) == [Slot(("0", "1"), 8)]
     assert slots("parallel", 3, [], 8) == [Slot((), 2)] * 3 and slots("parallel", 4, [], 2) == [Slot((), 1)] * 4
     assert slots("sequential", 3, [], 8) == [Slot()]
+
+
+def test_five_jobs_on_two_gpus_queue_and_no_gpu_has_two_at_a_time(tmp_path):
+    shows = (
+        "import os, time; began = time.time(); time.sleep(0.3)\n"
+        f"open({str(tmp_path / 'seen')!r}, 'a').write(f\"{{os.environ['CUDA_VISIBLE_DEVICES']}} {{began}} {{time.time()}}\\n\")"
+    )
+    jobs = [job(tmp_path, name, code=shows, on_gpu=True) for name in "abcde"]
+    code, state, _ = run(tmp_path, jobs, slots("parallel", 4, ["3", "7"], 16))
+    spans: dict[str, list[tuple[float, float]]] = {}
+    for line in (tmp_path / "seen").read_text().splitlines():
+        gpu, began, ended = line.split()
+        spans.setdefault(gpu, []).append((float(began), float(ended)))
+    assert code == 0 and spans.keys() == {"3", "7"} and sum(map(len, spans.values())) == 5
+    for times in map(sorted, spans.values()):
+        assert all(before[1] <= after[0] for before, after in pairwise(times))
+    assert {name: facts["gpus"] for name, facts in state.jobs.items()}["a-tokenizer"] == ["3"]
 
 
 def test_a_job_with_two_gpus_runs_under_torchrun_and_its_evaluation_on_one(tmp_path):

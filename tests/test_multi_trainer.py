@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import struct
 import subprocess
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from finetune.jobs_questions import wish_by_questions
 from finetune.jobs_run import Runner, Slot
 from finetune.jobs_session import Wish, session_of
 from finetune.jobs_state import RunState
+from finetune.multi_picture import draw_report
 from finetune.multi_report import write_report
 
 # ---- the report
@@ -49,6 +51,35 @@ def test_the_report_sets_models_side_by_side_and_tells_failures_with_the_last_li
     numbers = read_json(tmp_path / "logs" / "training_report_run.json")
     assert numbers["skill"]["m1"]["overall"] == 0.1 and numbers["models"]["m4"]["lookback"] == 12
     assert (tmp_path / "logs" / "training_report_run.png").stat().st_size > 10_000
+
+
+def test_the_report_tells_what_the_macro_report_found_or_why_there_is_none(tmp_path):
+    manager = models(tmp_path, "a", "b", "c", report={"macro": True})
+    session = session_of(Wish(), manager, CPU)
+    state = RunState(tmp_path / "logs" / "run", session.plan.jobs)
+    regimes = {name: {"sentence": f"{name} is as it was."} for name in ("trend", "volatility")}
+    for name, numbers in (("a", {"regimes": regimes}), ("b", {"left_out": "too few bars"}), ("c", {"regimes": regimes})):
+        folder = tmp_path / "out" / name / "evaluation"
+        folder.mkdir(parents=True)
+        (folder / "macro.json").write_text(json.dumps(numbers))
+        if name != "c":  # its report is a former run's
+            state.set(next(job for job in session.plan.jobs if job.name == f"{name}-evaluate"), "done")
+    told = write_report(session.plan.configs, state, tmp_path / "logs").read_text().split("SEASONS AND REGIMES\n")[1].split("\n\n")[0]
+    picture = tmp_path / "out" / "a" / "evaluation" / "macro.png"
+    assert told.strip() == f"a: trend is as it was. volatility is as it was. Picture: {picture}\nb: left out: too few bars."
+
+
+def test_a_picture_of_twenty_models_has_room_for_all_of_them(tmp_path):
+    curve = {"train_epoch": [0.5, 1.0], "train": [2.0, 1.5], "val_epoch": [1.0], "val": [1.4]}
+    skill = {"overall": 0.1, "low": 0.0, "high": 0.2, "baseline": "drift"}
+    sizes = []
+    for count in (2, 20):
+        names = [f"model_{number:02d}" for number in range(count)]
+        jobs = {f"{name}-tokenizer": {"state": "failed" if name == "model_01" else "done"} for name in names}
+        curves = {name: {"tokenizer": curve, "predictor": curve} for name in names}
+        draw_report(tmp_path / "x.png", {"run": "r", "curves": curves, "skill": dict.fromkeys(names, skill), "jobs": jobs})
+        sizes.append(struct.unpack(">II", (tmp_path / "x.png").read_bytes()[16:24]))
+    assert sizes[0][0] == sizes[1][0] == 1600 and sizes[1][1] - sizes[0][1] == 18 * 34 + 3 * 24
 
 
 # ---- quick start
@@ -87,7 +118,7 @@ def test_quick_start_prepares_trains_two_models_side_by_side_evaluates_and_repor
     done = script("quick_start_multi_model.py", *given, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     report = next((tmp_path / "logs" / "multi_model_training").glob("training_report_*.txt")).read_text()
-    assert report.count("done") == 8 and "CRPS skill" in report and "FAILURES" not in report
+    assert report.count("done") == 8 and "CRPS skill" in report and "WHAT FAILED" not in report
     again = script("quick_start_multi_model.py", *given, "--resume", cwd=tmp_path)
     assert again.returncode == 0 and "all of it is done already" in again.stdout
 
