@@ -34,8 +34,7 @@ def sight_of(room: Room, colluding: frozenset[int] = frozenset()) -> Sight:
     colluders' own secrets and shares, and every vector, late ones too."""
     masked = {node: reply[WORDS] for (stage, node), (_, reply) in room.seen.items() if stage == MASKED_INPUT and WORDS in reply}
     answers = [reply for (stage, node), (_, reply) in room.seen.items() if stage == UNMASK and node not in room.gone]
-    told = [request for (stage, node), (request, _) in room.seen.items() if stage == UNMASK]
-    alive, dropped = set().union(*(t["alive"] for t in told)), set().union(*(t["dropped"] for t in told))
+    alive, dropped = set(room.cohort.survivors), set(room.cohort.sharing) - set(room.cohort.survivors)
     threshold, binding, size = room.terms.threshold, keys.Binding(room.terms.run, room.terms.round), len(next(iter(masked.values())))
 
     def opened(owner: int) -> bytes:

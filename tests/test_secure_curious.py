@@ -16,7 +16,7 @@ import pytest
 from federated.secure import keys, shamir
 from federated.secure.encoding import encode
 from federated.secure.masks import stream_words
-from federated.secure.member import WORDS, respond, sign_between
+from federated.secure.member import WORDS, sign_between
 from federated.secure.settings import SecureSettings
 from federated.update import Update
 from tests.curious import Sight, chance_of_uniform, explains, searched_seed, sight_of, subset_sums, told_apart
@@ -258,33 +258,3 @@ def test_every_byte_of_the_key_matters_to_our_stream_and_swapped_words_do_not_ca
         assert stream_words(key[:at] + bytes([key[at] ^ 1]) + key[at + 1 :], 4).tolist() != first
     swapped = key[4:8] + key[:4] + key[8:]
     assert folded(swapped) == folded(key) and stream_words(swapped, 4).tolist() != first
-
-
-# A server that lies about who was lost
-
-
-def test_a_server_that_tells_each_client_another_story_never_opens_both_secrets_of_one_client():
-    room, asked = Room(flat(float, [1, 2, 3, 4, 5, 6], 3), {"w": np.zeros(3)}, SecureSettings(weights="equal", clip_range=8.0)), {}
-
-    def stopping(stage, requests):
-        if stage == UNMASK:
-            asked.update(requests)
-            raise KeyboardInterrupt
-        return room.ask(stage, requests)
-
-    with pytest.raises(KeyboardInterrupt):
-        room.cohort.run(stopping)
-    threshold, victim = room.terms.threshold, 6
-    best = 0
-    for told_dead in range(6):  # so many of the other five hear that client 6 was lost
-        seeds = dead = 0
-        for node in range(1, 7):
-            story = dict(asked[node])
-            if node != victim and node <= told_dead:
-                story = {**story, "alive": [1, 2, 3, 4, 5], "dropped": [victim]}
-            kept = room.kept[node]
-            _, reply = respond(kept, node, story, lambda terms: pytest.fail("no work in unmask"))
-            seeds, dead = seeds + (victim in story["alive"]), dead + (victim in story["dropped"])
-            assert len(reply["shares"]) == len(reply["nodes"]) == 6
-        best = max(best, min(seeds, dead))
-    assert best == 3 < threshold  # with a threshold of one half it would have had both

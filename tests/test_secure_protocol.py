@@ -14,7 +14,19 @@ from federated.secure.server import SecureRound, content_bytes
 from federated.secure.settings import SecureSettings
 from federated.update import Update
 from kronos.errors import InputError
-from tests.secure_world import MASKED_INPUT, SETUP, SHARE_KEYS, UNMASK, Room, TinyGrid, clear_mean, largest_error, some_updates, the_model
+from tests.secure_world import (
+    AGREE,
+    MASKED_INPUT,
+    SETUP,
+    SHARE_KEYS,
+    UNMASK,
+    Room,
+    TinyGrid,
+    clear_mean,
+    largest_error,
+    some_updates,
+    the_model,
+)
 
 SETTINGS = SecureSettings(max_weight=256)
 
@@ -46,29 +58,48 @@ def refuses(room, told, match):
     assert room.respond(1, told) == {"refused": "protocol"} and room.kept[1] == b""
 
 
-def test_a_client_never_gives_both_kinds_of_share_for_one_peer():
-    room, told = opened(UNMASK)
-    refuses(room, {**told, "dropped": [2]}, r"both kinds of share asked for clients \[2\]")
+def test_a_client_gives_one_kind_of_share_for_each_peer_by_the_survivors_that_it_confirmed():
+    room, told = opened(AGREE)
+    room.respond(1, {**told, "survivors": [1, 2, 3, 4]})
+    for node in (2, 3, 4):
+        room.respond(node, {**told, "survivors": [1, 2, 3, 4]})
+    member = Member.from_bytes(room.kept[1])
+    tags = [keys.confirm(*Member.from_bytes(room.kept[n])._between(n, 1), member._seen()) for n in (2, 3, 4)]
+    second = {"survivors": [1, 2, 3, 5]}  # is not read
+    reply = room.respond(1, {**told, "stage": UNMASK, "nodes": [2, 3, 4], "tags": tags, **second})
+    shares = dict(zip(reply["nodes"], reply["shares"], strict=True))
+    assert shares == {**{n: member.seed_shares[n] for n in (1, 2, 3, 4)}, 5: member.key_shares[5]}
 
 
 @pytest.mark.parametrize(
-    "change",
+    "survivors, why",
     [
-        lambda alive: {"alive": alive[:-1], "dropped": []},  # one forgotten
-        lambda alive: {"alive": [*alive, 99], "dropped": []},  # one invented
-        lambda alive: {"alive": alive[1:], "dropped": alive[:1]},  # itself lost
-        lambda alive: {"alive": [*alive, alive[0]], "dropped": []},  # one twice
-        lambda alive: {"alive": alive, "dropped": None},
+        ([2, 3, 4, 5], "is not among the survivors"),
+        ([1, 2, 3], "fewer than the threshold of 4"),
+        ([1, 2, 3, 4, 4], "not a list of different clients"),
+        (None, "not a list of different clients"),
     ],
 )
-def test_a_client_refuses_a_list_of_survivors_that_cannot_be(change):
+def test_a_client_refuses_a_list_of_survivors_that_cannot_be(survivors, why):
+    room, told = opened(AGREE)
+    refuses(room, {**told, "survivors": survivors}, why)
+
+
+def test_a_client_unmasks_nothing_until_a_threshold_has_confirmed_and_false_confirmations_do_not_count():
     room, told = opened(UNMASK)
-    refuses(room, {**told, **change(told["alive"])}, r"the clients of this round|not a list of different clients")
+    few = {**told, "nodes": told["nodes"][:2], "tags": told["tags"][:2]}
+    refuses(room, few, "3 clients were told of the same survivors and model; the threshold is 4")
+    room, told = opened(UNMASK)
+    false = {**told, "tags": [bytes(32), *told["tags"][1:]]}
+    assert room.respond(1, false)["nodes"] == [1, 2, 3, 4, 5], "one client that lies cannot halt a round"
+    room, told = opened(UNMASK)
+    refuses(room, {**told, "tags": [bytes(32)] * 2 + told["tags"][2:]}, "3 clients were told")
+    for nodes in ([1, *told["nodes"][1:]], [99, *told["nodes"][1:]]):
+        room, told = opened(UNMASK)
+        refuses(room, {**told, "nodes": nodes}, "could confirm")
 
 
 def test_a_client_never_answers_below_the_threshold():
-    room, told = opened(UNMASK)
-    refuses(room, {**told, "alive": [1, 2, 3], "dropped": [4, 5]}, "fewer than the threshold of 4")
     room, told = opened(MASKED_INPUT)
     refuses(room, {**told, "nodes": told["nodes"][:2], "sealed": told["sealed"][:2]}, "fewer than the threshold of 4")
     room, told = opened(SHARE_KEYS)
@@ -79,16 +110,16 @@ def test_a_client_answers_one_unmasking_and_no_second_one():
     room, told = opened(UNMASK)
     first = room.respond(1, told)
     assert first["nodes"] == [1, 2, 3, 4, 5] and room.kept[1] == b""
-    for again in (told, {**told, "alive": [1, 3, 4, 5], "dropped": [2]}):
+    for again in (told, {**told, "nodes": [3, 4, 5], "tags": told["tags"][1:]}):
         assert room.respond(1, again) == {"refused": "protocol"}
 
 
-@pytest.mark.parametrize("stage", [SHARE_KEYS, MASKED_INPUT])
+@pytest.mark.parametrize("stage", [SHARE_KEYS, MASKED_INPUT, AGREE])
 def test_a_client_does_no_stage_twice_nor_out_of_order(stage):
     room, told = opened(stage)
     room.respond(1, told)
     refuses(room, told, "due is")
-    for ahead in {MASKED_INPUT, UNMASK} - {stage}:
+    for ahead in {MASKED_INPUT, AGREE, UNMASK} - {stage}:
         room, told = opened(SHARE_KEYS)
         refuses(room, {**told, "stage": ahead}, "due is 'share_keys'")
 
@@ -147,7 +178,7 @@ def test_what_a_client_keeps_reads_back_the_same_and_is_gone_when_the_round_is()
     room, _ = opened(UNMASK)
     member = Member.from_bytes(room.kept[1])
     assert Member.from_bytes(member.to_bytes()) == member and len(member.seed_shares) == 5
-    assert json.loads(room.kept[1])["stage"] == MASKED_INPUT
+    assert json.loads(room.kept[1])["stage"] == AGREE
     room, _ = opened(SETUP)
     room.total()
     assert set(room.kept.values()) == {b""}
@@ -266,5 +297,5 @@ def test_every_kind_of_refusal_is_explained():
 
 def test_the_benchmark_measures_bytes_errors_and_seconds(capsys):
     report = secure_aggregation.main(["--clients", "3", "5", "--parameters", "16000", "--rounds", "1"])
-    assert len(report.rows) == 12 and all(row.passed for row in report.rows)
+    assert len(report.rows) == 14 and all(row.passed for row in report.rows)
     assert "5 clients, 16,000 values: a round: secure median" in capsys.readouterr().out

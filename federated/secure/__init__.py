@@ -2,26 +2,30 @@
 
 The protocol is that of Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning" (CCS 2017), with the sparse
 graph of neighbours of Bell et al., "Secure Single-Server Aggregation with (Poly)Logarithmic Overhead" (CCS 2020, SecAgg+), as an option.
-Four stages, in each of which clients may be lost:
-    setup         each client sends two fresh public keys, one for masks and one for sealed shares (X25519, RFC 7748)
+Five stages, in each of which clients may be lost:
+    setup         each client sends two fresh public keys, one for masks and one for what it seals and confirms (X25519, RFC 7748)
     share_keys    each sends its neighbours sealed Shamir shares of its self-mask's seed and of its masks' private key
     masked_input  each trains, then sends words + self-mask + masks shared with the neighbours that got this far, modulo 2^32
-    unmask        each gives, for every neighbour, either the share of the seed (it sent its vector) or of the private key (it did not)
+    agree         each confirms to its neighbours, under keys that the server does not have, which model and which survivors it was told of
+    unmask        each that sees a threshold of clients told the same gives, for every neighbour, either the share of the seed (it
+                  survived) or of the private key (it did not)
 The masks of survivors cancel in the sum; those of lost clients are recomputed from the shares; a client's vector stays under its self-mask,
 even when it arrives after the client was given up.
 
 What it protects, from whom: a server that follows the protocol and remembers everything (honest but curious), and colluding clients fewer
 than the threshold, learn the sum over the survivors and nothing more of the others. Every client also refuses what a server that departs
 from the protocol could ask: both kinds of share for one peer, shares below the threshold, a second unmasking, a stage out of order, other
-people's keys under its name. A server that tells different clients different stories about who was lost gains nothing as long as fewer
-than 2·threshold − holders clients collude with it, for the threshold is more than half of those who hold shares of one client.
+people's keys under its name. A server that names different survivors to different clients, or sends them different models to isolate
+one (Pasquini et al., CCS 2022), gets no shares as long as fewer than 2·threshold − holders clients collude with it, for the threshold is
+more than half of those who hold shares of one client. That is the stage `agree`, the consistency check of Bonawitz et al.; without it such
+a server read the sum of 5 of 40 clients at a threshold of 21 (tests/test_secure_liar.py has the attack).
 
 What it does not protect:
   - The list of public keys comes through the server and nobody signs it. A server that puts in keys of its own (a man in the middle, or
     invented clients) reads everything. That needs a public-key infrastructure which the clients trust and the server does not run.
   - The sum itself: with a target's update alone in it, or with all the others colluding, the sum is the update; so are two sums over sets
     that differ by one client. Differential privacy is for that (federated/privacy.py).
-  - The model that the server sends: different models to different clients can isolate one (Pasquini et al., CCS 2022).
+  - The model that the server sends: one made on purpose, the same for all, can make an update tell more than an honest one does.
   - Wrong words from a client: they are bounded by the clipping range, which the client itself applies. Wrong shares halt the round.
   - In clear: who took part, who was lost and when, the names and shapes of arrays and metrics, the sum of the weights, the run's settings.
 

@@ -1,7 +1,8 @@
-"""The client's side in Flower's Message API: one entry for the four stages of a secure round."""
+"""The client's side in Flower's Message API: one entry for the five stages of a secure round."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,11 @@ from federated.update import PARTITION, Update, from_record, to_record
 
 from .encoding import encode
 from .errors import Refused
-from .member import WORDS, respond
+from .member import SENT, WORDS, respond
 from .terms import Terms
 
 if TYPE_CHECKING:
-    from flwr.app import Context, Message
+    from flwr.app import Context, Message, RecordDict
 
 RECORD = "secure-aggregation"  # name of the ConfigRecord in messages and in the client's state, and of the masked vector's ArrayRecord
 log = logging.getLogger(__name__)
@@ -47,7 +48,8 @@ def answer(msg: Message, context: Context, work: Callable[[Message, Context], Up
 
     reply: dict[str, Any]
     try:
-        kept, reply = respond(kept, node, dict(msg.content.config_records[RECORD]), produce)
+        told = {**msg.content.config_records[RECORD], SENT: digest_of(msg.content)}
+        kept, reply = respond(kept, node, told, produce)
     except Refused as refusal:
         log.warning("secure aggregation: this client leaves the round: %s", refusal)
         kept, reply = b"", {"refused": refusal.kind}
@@ -57,3 +59,16 @@ def answer(msg: Message, context: Context, work: Callable[[Message, Context], Up
         content[f"{RECORD}-vector"] = to_record({WORDS: reply.pop(WORDS)})
     content[RECORD] = ConfigRecord(reply)
     return Message(content, reply_to=msg)
+
+
+def digest_of(content: RecordDict) -> bytes:
+    """SHA-256 of all that a request holds besides the protocol's own: the model above all. The same for all clients of an honest server."""
+    code = hashlib.sha256()
+    for name in sorted(content):
+        if name == RECORD:
+            continue
+        for key, value in sorted(content[name].items()):
+            stored = value.data if hasattr(value, "data") else value if isinstance(value, bytes) else repr(value).encode()
+            facts = repr([name, key, *(getattr(value, fact, None) for fact in ("dtype", "shape", "stype")), len(stored)])
+            code.update(facts.encode() + stored)
+    return code.digest()

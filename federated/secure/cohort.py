@@ -20,7 +20,7 @@ from .errors import KINDS, RANGE_KINDS, Refused, SecureAggregationHalted
 from .masks import add_stream
 from .member import WORDS, self_mask_key, sign_between
 from .settings import SecureSettings
-from .terms import MASKED_INPUT, SETUP, SHARE_KEYS, STAGES, UNMASK, Terms
+from .terms import AGREE, MASKED_INPUT, SETUP, SHARE_KEYS, STAGES, UNMASK, Terms
 
 Requests = dict[int, dict[str, Any]]  # by client
 Ask = Callable[[str, Requests], Requests]  # stage, requests -> replies of those who answered
@@ -47,19 +47,21 @@ class Cohort:
         self.metrics: list[str] = []
 
     def run(self, ask: Ask) -> np.ndarray:
-        """The four stages. Returns the sum of the survivors' vectors, [words] uint32. Raises SecureAggregationHalted."""
+        """The five stages. Returns the sum of the survivors' vectors, [words] uint32. Raises SecureAggregationHalted."""
         self.public = self._stage(ask, SETUP, {node: self.terms.told() for node in self.left}, _check_keys)
         self.neighbours = draw_neighbours(self.left, self.settings.neighbours)
         sealed = self._stage(ask, SHARE_KEYS, {node: self._listed(node) for node in self.left}, self._check_sealed)
         self.sharing = {node: self.neighbours[node] & set(self.left) for node in self.left}  # who shares masks with whom
         vectors = self._stage(ask, MASKED_INPUT, {node: self._forwarded(node, sealed) for node in self.left}, self._check_vector)
         self._same_metrics(vectors)
-        self._can_unmask()
+        self._can_unmask(MASKED_INPUT)
         self.survivors = list(self.left)
         total = np.zeros(self.length(len(self.metrics)), np.uint32)
         for node in self.survivors:
             total += vectors.pop(node)[WORDS]
-        shares = self._stage(ask, UNMASK, {node: self._unmasking(node) for node in self.left}, self._check_shares)
+        told = self._stage(ask, AGREE, {node: {"survivors": self.survivors} for node in self.left}, self._check_tags)
+        self._can_unmask(AGREE)
+        shares = self._stage(ask, UNMASK, {node: self._confirmed(node, told) for node in self.left}, self._check_shares)
         self._unmask(total, shares)
         return total
 
@@ -126,17 +128,21 @@ class Cohort:
         self.metrics = list(common)
         self._need_quorum(MASKED_INPUT)
 
-    def _can_unmask(self) -> None:
+    def _can_unmask(self, stage: str) -> None:
         """With sparse neighbours a quorum may be left and yet secrets not open, or survivors share no masks with the others."""
         for node in self.sharing:
             if len(self._holders(node, self.left)) < self.terms.threshold:
-                raise SecureAggregationHalted(MASKED_INPUT, self.left, self.quorum, f"too few neighbours of client {node} are left")
-        if not connected(self.left, self.sharing):
-            raise SecureAggregationHalted(MASKED_INPUT, self.left, self.quorum, "survivors fell apart into groups, whose sums would show")
+                raise SecureAggregationHalted(stage, self.left, self.quorum, f"too few neighbours of client {node} are left")
+        if stage == MASKED_INPUT and not connected(self.left, self.sharing):
+            raise SecureAggregationHalted(stage, self.left, self.quorum, "survivors fell apart into groups, whose sums would show")
 
-    def _unmasking(self, node: int) -> dict[str, Any]:
-        cohort, alive = self.sharing[node] | {node}, set(self.left)
-        return {"alive": sorted(cohort & alive), "dropped": sorted(cohort - alive)}
+    def _check_tags(self, node: int, reply: dict[str, Any]) -> None:
+        if set(reply["nodes"]) != self.sharing[node] & set(self.survivors) or len(reply["tags"]) != len(reply["nodes"]):
+            raise ValueError("it did not confirm the survivors to each neighbour")
+
+    def _confirmed(self, node: int, told: Requests) -> dict[str, Any]:
+        sources = sorted(self.sharing[node] & set(self.left))
+        return {"nodes": sources, "tags": [told[source]["tags"][told[source]["nodes"].index(node)] for source in sources]}
 
     def _check_shares(self, node: int, reply: dict[str, Any]) -> None:
         right = all(isinstance(share, bytes) and len(share) == shamir.SHARE_BYTES for share in reply["shares"])

@@ -1,14 +1,16 @@
-"""Keys of one round: X25519 (RFC 7748) between two clients, HKDF-SHA256 (RFC 5869) bound to run and round, ChaCha20-Poly1305 (RFC 8439)."""
+"""Keys of one round: X25519 (RFC 7748) between two clients, HKDF-SHA256 (RFC 5869) bound to run and round, ChaCha20-Poly1305 (RFC 8439)
+for what one seals for another, HMAC-SHA256 (RFC 2104) for what one confirms to another."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 
-from cryptography.exceptions import InvalidTag
+from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from .errors import Refused
@@ -69,6 +71,26 @@ def unseal(binding: Binding, private: bytes, public: bytes, source: int, target:
         return ChaCha20Poly1305(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], context)
     except (InvalidTag, ValueError) as error:
         raise Refused("protocol", f"the shares of client {source} do not open") from error
+
+
+def confirm(binding: Binding, private: bytes, public: bytes, source: int, target: int, seen: bytes) -> bytes:
+    """What only `source` can tell `target` (the owner of `public`): that it has seen this. 32 bytes."""
+    return _confirmation(binding, private, public, source, target, seen).finalize()
+
+
+def confirms(tag: bytes, binding: Binding, private: bytes, public: bytes, source: int, target: int, seen: bytes) -> bool:
+    """Whether `tag` is `confirm`'s of `source` to `target` for this and nothing else. private: of one of both, public: the other's."""
+    try:
+        _confirmation(binding, private, public, source, target, seen).verify(tag)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _confirmation(binding: Binding, private: bytes, public: bytes, source: int, target: int, seen: bytes) -> HMAC:
+    code = HMAC(binding.derive(agree(private, public), "confirmation", _number(source) + _number(target)), SHA256())
+    code.update(seen)
+    return code
 
 
 def _channel(binding: Binding, private: bytes, public: bytes, source: int, target: int) -> tuple[bytes, bytes]:

@@ -16,9 +16,10 @@ import numpy as np
 from . import keys, shamir
 from .errors import Refused
 from .masks import add_stream
-from .terms import MASKED_INPUT, SETUP, SHARE_KEYS, STAGES, UNMASK, Terms
+from .terms import AGREE, MASKED_INPUT, SETUP, SHARE_KEYS, STAGES, UNMASK, Terms
 
 WORDS = "words"  # key of a reply's masked vector
+SENT = "sent"  # key under which the client itself puts a digest of the model it was sent into the request that it answers
 Produce = Callable[[Terms], tuple[np.ndarray, list[str]]]  # the vector in clear [words] uint32, and the metrics' names
 
 
@@ -40,8 +41,11 @@ def respond(kept: bytes, node: int, told: Mapping[str, Any], produce: Produce) -
         reply = member.share_keys(told)
     elif stage == MASKED_INPUT:
         member.receive_shares(told)
+        member.sent = bytes(told.get(SENT, b""))
         words, names = produce(member.terms)
         reply = {WORDS: member.mask(words), "metrics": names}
+    elif stage == AGREE:
+        reply = member.agree(told)
     else:
         return b"", member.unmask(told)
     return member.to_bytes(), reply
@@ -53,6 +57,7 @@ class Member:
 
     cipher_private, mask_private, seed: its secrets, 32 bytes each. peers: neighbour -> (cipher key, mask key), public. seed_shares,
     key_shares: owner -> share held here, its own included. cohort: those whose shares arrived, itself included: masks are shared with them.
+    sent: digest of the model that was trained. survivors: everybody whose vector is in the sum, as the server told it.
     """
 
     node: int
@@ -65,6 +70,8 @@ class Member:
     seed_shares: dict[int, bytes] = field(default_factory=dict)
     key_shares: dict[int, bytes] = field(default_factory=dict)
     cohort: list[int] = field(default_factory=list)
+    sent: bytes = b""
+    survivors: list[int] = field(default_factory=list)
 
     @classmethod
     def join(cls, node: int, terms: Terms) -> Member:
@@ -135,18 +142,47 @@ class Member:
                 add_stream(words, key, sign_between(self.node, peer))
         return words
 
-    def unmask(self, told: Mapping[str, Any]) -> dict[str, Any]:
-        """For each of the cohort one share: of the seed if it sent its vector, of the masks' key if it did not. Never both."""
-        alive, dropped = _nodes(told, "alive"), _nodes(told, "dropped")
-        both = sorted(set(alive) & set(dropped))
-        if both:
-            raise Refused("protocol", f"both kinds of share asked for clients {both}")
-        if sorted(alive + dropped) != self.cohort or self.node not in alive:
-            raise Refused("protocol", f"the clients of this round are {self.cohort}; asked for {sorted(alive)} and {sorted(dropped)}")
+    def agree(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        """Take the server's list of survivors, this one and no other, and confirm it and the model to every neighbour on it."""
+        self.survivors = _nodes(told, "survivors")
+        alive, _ = self._parted()
+        if self.node not in alive:
+            raise Refused("protocol", f"this client sent its vector, and is not among the survivors {self.survivors}")
         if len(alive) < self.terms.threshold:
             raise Refused("protocol", f"{len(alive)} clients are left, fewer than the threshold of {self.terms.threshold}")
+        peers = [node for node in alive if node != self.node]
+        return {"nodes": peers, "tags": [keys.confirm(*self._between(self.node, peer), self._seen()) for peer in peers]}
+
+    def unmask(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        """For each of the cohort one share: of the seed if it sent its vector, of the masks' key if it did not. Never both.
+
+        told: confirmations of the neighbours; false ones do not count. Only where a threshold of clients, itself included, was shown the
+        same survivors and model: no two stories can have one, so that a server which tells several gets the shares of one at most.
+        """
+        sources = _nodes(told, "nodes")
+        alive, dropped = self._parted()
+        if not set(sources) < set(alive) or self.node in sources:
+            raise Refused("protocol", f"confirmations of {sources}, of whom only {alive} could confirm")
+        tags = zip(sources, _bytes(told, "tags", sources), strict=True)
+        known = 1 + sum(keys.confirms(tag, *self._between(source, self.node), self._seen()) for source, tag in tags)
+        if known < self.terms.threshold:
+            raise Refused("protocol", f"{known} clients were told of the same survivors and model; the threshold is {self.terms.threshold}")
         shares = [self.seed_shares[node] for node in alive] + [self.key_shares[node] for node in dropped]
         return {"nodes": alive + dropped, "shares": shares}
+
+    def _seen(self) -> bytes:
+        """What this client was shown, as it confirms it."""
+        return self.sent + b"".join(node.to_bytes(16, "big", signed=True) for node in sorted(self.survivors))
+
+    def _parted(self) -> tuple[list[int], list[int]]:
+        """Those of the cohort who survived, and those who did not."""
+        alive = set(self.survivors)
+        return [node for node in self.cohort if node in alive], [node for node in self.cohort if node not in alive]
+
+    def _between(self, source: int, target: int) -> tuple[keys.Binding, bytes, bytes, int, int]:
+        """What a confirmation of `source` to `target` hangs on; this client is one of the two."""
+        peer = target if source == self.node else source
+        return self.binding, self.cipher_private, self.peers[peer][0], source, target
 
     def to_bytes(self) -> bytes:
         """Everything, for the client's own context."""
@@ -157,7 +193,7 @@ class Member:
         """What `to_bytes` gave."""
         plain = json.loads(kept)
         plain["terms"] = Terms(**plain["terms"])
-        for name in ("cipher_private", "mask_private", "seed"):
+        for name in ("cipher_private", "mask_private", "seed", "sent"):
             plain[name] = bytes.fromhex(plain[name])
         for name in ("seed_shares", "key_shares"):
             plain[name] = {int(node): bytes.fromhex(share) for node, share in plain[name].items()}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from flwr.app import Message, RecordDict
     from flwr.serverapp import Grid
 
-QUICK_SHARE = 0.1  # of the round's time, for each of the three stages without training
+QUICK_SHARE = 0.1  # of the round's time, for each of the four stages without training
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class SecureOutcome:
     """The result of a secure round.
 
     arrays: weighted mean of the clients' weights by name, float64. examples: their sum, None with equal weights. metrics: weighted means.
-    survivors: node ids in the mean. dropped: stage -> node ids lost there (those lost in unmask are in the mean all the same). refused:
+    survivors: node ids in the mean. dropped: stage -> node ids lost there (those lost from agree on are in the mean all the same). refused:
     node id -> why, of those who would have been clipped or counted too much. clipped: values clipped, all clients. clip_range: ±.
     error_bound: most that rounding can have moved a value. bytes_up, bytes_down: of all stages, records as they are sent.
     """
@@ -60,7 +60,7 @@ class SecureRound:
         """Ask the nodes of `messages` to train, and return the mean of what they came to.
 
         messages: a strategy's, one per node, all with the same arrays (one ArrayRecord). timeout_s: of the whole round: a tenth for each
-        of the three quick stages, the rest for training; None: no limit. seed: of the rounding. Raises SecureAggregationHalted, and
+        of the four quick stages, the rest for training; None: no limit. seed: of the rounding. Raises SecureAggregationHalted, and
         InputError for settings that cannot serve these nodes or this model.
         """
         sent = {message.metadata.dst_node_id: message for message in messages}
@@ -164,7 +164,7 @@ class _Post:
             return None
         quick_s = QUICK_SHARE * self.timeout_s
         spent_s = time.monotonic() - self.begin_s
-        return max(self.timeout_s - spent_s - quick_s, quick_s) if stage == MASKED_INPUT else quick_s
+        return max(self.timeout_s - spent_s - 2 * quick_s, quick_s) if stage == MASKED_INPUT else quick_s
 
 
 def content_bytes(content: RecordDict) -> int:

@@ -11,7 +11,7 @@ from .encoding import Scale
 from .errors import Refused
 from .settings import MIN_CLIENTS
 
-SETUP, SHARE_KEYS, MASKED_INPUT, UNMASK = STAGES = ("setup", "share_keys", "masked_input", "unmask")
+SETUP, SHARE_KEYS, MASKED_INPUT, AGREE, UNMASK = STAGES = ("setup", "share_keys", "masked_input", "agree", "unmask")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,132 @@
+"""A server that departs from the protocol: it names different survivors to different clients, or sends them different models."""
+
+import numpy as np
+import pytest
+
+from federated.secure import keys, shamir
+from federated.secure.client import digest_of
+from federated.secure.errors import SecureAggregationHalted
+from federated.secure.masks import add_stream
+from federated.secure.member import WORDS, self_mask_key, sign_between
+from federated.secure.server import SecureRound
+from federated.secure.settings import SecureSettings
+from federated.update import Update
+from tests.secure_world import AGREE, MASKED_INPUT, UNMASK, Room, TinyGrid, some_updates, the_model
+
+EQUAL = SecureSettings(weights="equal", clip_range=64.0, threshold=0.51)
+
+
+def stories(clients, threshold, wanted):
+    """Survivors as the liar names them to each client: every client beyond `wanted` counts as lost to a threshold of them."""
+    lost_to = dict.fromkeys(range(wanted + 1, clients + 1), 0)
+    told = {}
+    for node in range(clients, 0, -1):  # those that shall count as lost first: they cannot be told so of themselves
+        others = sorted((n for n in lost_to if n != node and lost_to[n] < threshold), key=lost_to.get)[: clients - threshold]
+        for other in others:
+            lost_to[other] += 1
+        told[node] = [n for n in range(1, clients + 1) if n not in others]
+    assert all(count >= threshold for count in lost_to.values())
+    return told
+
+
+def attacked(clients, wanted):
+    """(what the liar reads, the sum over the first `wanted` clients, the threshold). Raises SecureAggregationHalted where they refuse."""
+    room = Room({n: Update({"w": np.full(3, float(n), np.float32)}, 1, {}) for n in range(1, clients + 1)}, {"w": np.zeros(3)}, EQUAL)
+    threshold = room.terms.threshold
+    told = stories(clients, threshold, wanted)
+    answers = {}
+
+    def lying(stage, requests):
+        if stage == AGREE:
+            requests = {node: {**request, "survivors": told[node]} for node, request in requests.items()}
+        replies = room.ask(stage, requests)
+        if stage == AGREE:  # a list that fits the honest half of the server, which is not to notice
+            replies = {
+                node: {
+                    "nodes": [n for n in range(1, clients + 1) if n != node],
+                    "tags": [dict(zip(r["nodes"], r["tags"], strict=True)).get(n, bytes(32)) for n in range(1, clients + 1) if n != node],
+                }
+                for node, r in replies.items()
+            }
+        if stage == UNMASK:
+            answers.update(replies)
+        return replies
+
+    check = room.cohort._stage
+
+    def confirmed(ask, stage, requests, check_reply):
+        if stage == UNMASK:  # each gets what those of its story's survivors said
+            for node, request in requests.items():
+                pairs = [(n, t) for n, t in zip(request["nodes"], request["tags"], strict=True) if n in told[node]]
+                request |= {"nodes": [n for n, _ in pairs], "tags": [t for _, t in pairs]}
+        return check(ask, stage, requests, check_reply)
+
+    room.cohort._stage = confirmed
+    room.cohort._unmask = lambda total, replies: None
+    room.cohort.run(lying)
+    shares = {node: [] for node in told}
+    for node, reply in answers.items():
+        for owner, share in zip(reply["nodes"], reply["shares"], strict=True):
+            if (owner > wanted) == (owner not in told[node]):
+                shares[owner].append(share)
+    total = sum((room.seen[MASKED_INPUT, node][1][WORDS] for node in range(1, wanted + 1)), np.uint32(0))
+    opened = {node: shamir.combine(found, threshold) for node, found in shares.items()}
+    for node in range(1, wanted + 1):
+        add_stream(total, self_mask_key(room.cohort.binding, opened[node]), -1)
+        for lost in range(wanted + 1, clients + 1):
+            key = keys.mask_key(room.cohort.binding, opened[lost], room.cohort.public[node]["mask_key"])
+            add_stream(total, key, -sign_between(node, lost))
+    return total, sum((room.vector(node) for node in range(1, wanted + 1)), np.uint32(0)), threshold
+
+
+@pytest.mark.parametrize("clients, wanted", [(10, 4), (40, 5)])
+def test_different_survivors_for_different_clients_open_nothing(clients, wanted):
+    with pytest.raises(SecureAggregationHalted) as halted:
+        attacked(clients, wanted)
+    assert halted.value.stage == UNMASK and halted.value.survivors == []
+
+
+@pytest.mark.parametrize("clients, wanted", [(10, 4), (40, 5)])
+def test_if_clients_did_not_compare_what_they_were_told_the_same_attack_reads_the_sum_of_a_few(clients, wanted, monkeypatch):
+    monkeypatch.setattr(keys, "confirms", lambda *_: True)
+    read, clear, threshold = attacked(clients, wanted)
+    assert wanted < threshold and np.array_equal(read, clear)
+
+
+@pytest.mark.parametrize("odd, survive", [({1}, True), ({1, 2, 3}, False)])
+def test_different_models_for_different_clients_open_nothing_unless_a_threshold_has_the_same_one(odd, survive):
+    base = the_model(size=4)
+    grid = TinyGrid(some_updates(base, 6))
+    send = grid.send_and_receive
+
+    def lying(messages, timeout=None):
+        messages = list(messages)
+        for message in messages:
+            if message.metadata.dst_node_id in odd and "arrays" in message.content:
+                other = TinyGrid(some_updates(base, 1)).messages({name: np.asarray(values + 1) for name, values in base.items()})[0]
+                message.content["arrays"] = other.content["arrays"]
+        return send(messages, timeout=timeout)
+
+    grid.send_and_receive = lying
+    secure = SecureRound(SecureSettings(max_weight=256, clip_range=4.0))
+    if survive:
+        outcome = secure.exchange(grid, grid.messages(base), timeout_s=None, seed=0, server_round=1)
+        assert outcome.dropped == {UNMASK: [1]}, "the one with another model tells nothing"
+        return
+    with pytest.raises(SecureAggregationHalted, match="breaks the protocol"):
+        secure.exchange(grid, grid.messages(base), timeout_s=None, seed=0, server_round=1)
+
+
+def test_the_digest_tells_models_and_settings_apart_and_not_the_protocols_own_part():
+    grid, base = TinyGrid({1: None}), the_model(size=4)
+
+    def digest(arrays, **config):
+        message = grid.messages(arrays)[0]
+        for name, value in config.items():
+            message.content["config"][name] = value
+        return digest_of(message.content)
+
+    assert digest(base) == digest(dict(reversed(base.items())))
+    changed = {**base, "scale": np.asarray(base["scale"] + np.float32(1e-6))}
+    turned = {**base, "layer.bias": base["layer.bias"][::-1].copy()}
+    assert len({digest(base), digest(changed), digest(turned), digest(base, facts="x")}) == 4
