@@ -153,6 +153,10 @@ def test_with_shared_rows_a_batch_has_the_same_windows_in_blocks_and_validation_
     assert (settings.batch_size, settings.val_batch_size, settings.n_train_iter, settings.n_val_iter) == (8, 128, 63, 100)
 
 
+def test_symbol_and_period_among_the_categoricals_are_what_they_are_anyway():
+    assert load("categoricals=[all, symbol]").categoricals == ["all"] and load("categoricals=[symbol, period]").categoricals == []
+
+
 LOSSES = read_targets({"target_up": "focal", "target_return": "MSE"})
 
 

@@ -158,6 +158,18 @@ def test_a_stopped_run_goes_on_to_the_same_bits_as_one_that_nothing_disturbed(tm
     assert json.loads((run / "summary.json").read_text())["resumed_from"].startswith("last-")
 
 
+def test_workers_that_torchrun_restarts_go_on_in_the_folder_that_their_own_launch_began(tmp_path, whole, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    how = ("max_epochs=3", "top_k=2")
+    with pytest.raises(Interrupted):
+        begin(tmp_path, *how, stop=tiny.StopAfter(9))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    run = begin(tmp_path, *how)
+    assert [run] == list((tmp_path / "runs").iterdir()) and tiny.same(last_weights(run), last_weights(whole))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "two")
+    assert begin(tmp_path, "max_epochs=1") != run, "another launch's run is not gone on with"
+
+
 def test_shared_rows_dropout_and_learned_balance_resume_to_the_same_bits_too(tmp_path):
     how = ["shared_rows=true", "block_length=4", "uncertainty_weights=true", "dropout=0.3", "schedule=cosine"]
     undisturbed = begin(tmp_path / "a", *how) if (tmp_path / "a").mkdir() is None else None
@@ -361,12 +373,29 @@ def test_nan_in_a_table_is_told_by_column_and_first_rows(tmp_path):
     refused(tmp_path, f"data_path={tmp_path / 'table.parquet'}", "horizon=3", match=r"(?s)rsi_14: 2 rows, first 5, 10")
 
 
-def test_a_plain_table_trains_with_a_horizon_and_its_kinds_of_columns(tmp_path):
-    from tft.long_tables import panel_to_table
+def test_a_plain_table_trains_with_a_horizon_and_its_calendar_is_found(tmp_path):
+    from tft.long_tables import open_dataset, panel_to_table
 
-    panel_to_table(tft_data.make_panel()[0]).to_pandas().to_pickle(tmp_path / "table.pkl")
-    run = begin(tmp_path, f"data_path={tmp_path / 'table.pkl'}", "horizon=3", "max_epochs=1", "categoricals=[hour_category]")
-    assert load_run(run).data.columns.categorical == ("hour_category",)
+    table = panel_to_table(tft_data.make_panel()[0]).to_pandas()
+    table.assign(month_sin=table.rsi_14, weekday_category=table.datetime.dt.dayofweek + 1).to_pickle(tmp_path / "table.pkl")
+    run = begin(tmp_path, f"data_path={tmp_path / 'table.pkl'}", "horizon=3", "max_epochs=1", "categoricals=[symbol, hour_category]")
+    columns = load_run(run).data.columns
+    assert columns.known == ("weekday_sin", "weekday_cos") and "month_sin" in columns.past, "called so, but it holds another column"
+    assert columns.categorical == ("hour_category",) and not columns.ahead, "these are no hours"
+    opened = open_dataset(tmp_path / "table.pkl")[1]
+    assert opened == {"calendar": {name: [*name.split("_")] for name in columns.known} | {"weekday_category": ["weekday_category", ""]}}
+
+
+def test_a_parquet_table_trains_as_the_panel_that_it_was_written_from(tmp_path):
+    from tft.long_tables import write_parquet
+
+    panel, manifest = tft_data.make_panel()
+    write_parquet(panel, tmp_path / "table.parquet", manifest)
+    for name, data in (("a", []), ("b", [f"data_path={tmp_path / 'table.parquet'}"])):
+        (tmp_path / name).mkdir()
+        begin(tmp_path / name, "max_epochs=1", "n_train_iter=32", *data)
+    a, b = (next((tmp_path / name / "runs").iterdir()) for name in "ab")
+    assert tiny.same(last_weights(a), last_weights(b)) and load_run(b).manifest["targets"] == manifest["targets"]
 
 
 def test_the_command_ends_with_exit_code_2_and_one_message(tmp_path):

@@ -12,6 +12,7 @@ from finetune.engine.config import Section, key, switch_or
 from finetune.engine.sections import DeviceSection, DistributedSection
 from finetune.engine.settings import Amp, FitSettings
 from finetune.engine.yaml_text import read_yaml
+from tft.vocabulary import STATICS
 
 _AMP: dict[str, Amp] = {"32": "off", "16-mixed": "fp16", "bf16-mixed": "bf16"}
 
@@ -118,6 +119,11 @@ class TftConfig(Section):
         if sorted(value) != ["period", "symbol"]:
             raise ValueError("must name symbol and period, which a panel tells its series apart by")
         return value
+
+    @field_validator("categoricals")
+    @classmethod
+    def _without_statics(cls, value: list[str]) -> list[str]:
+        return [name for name in value if name not in STATICS]  # files of the known project name them; they are inputs in any case
 
     @field_validator("train_until")
     @classmethod

@@ -25,11 +25,12 @@ def main() -> None:
     config = load_config(TftDataConfig, args.config, args.overrides)
     panel, manifest = open_with_manifest(config.output.targets, f"python tft/target_config.py --config {args.config}")
     fused = fuse(panel, config.fusion, constant=config.features.constant, say=print)
-    save_with_manifest(fused, config.output.fused, {**manifest, "made_by": "data_fusion.py"})
+    manifest = {**manifest, "made_by": "data_fusion.py"}
+    save_with_manifest(fused, config.output.fused, manifest)
     print(summary(fused))
     parquet = args.parquet or config.output.parquet
     if parquet:
-        write_parquet(fused, parquet)
+        write_parquet(fused, parquet, manifest)
         print(f"long table: {parquet}")
     kinds = [column.kind for column in fused.columns]
     shares = ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("past", "known", "categorical"))

@@ -10,12 +10,12 @@ import pandas as pd
 
 from finetune.engine.files import write_text
 from kronos.errors import InputError
-from tft.long_tables import _HEAD
+from tft.long_tables import _HEAD, _TIMES
 
 _SAMPLE = 50_000  # rows looked at for correlations and drift, evenly spread; more would not change the picture
 _LATEST = 0.2  # drift compares the latest fifth of all rows with the rest
 _TWIN, _DRIFT, _RARE = 0.98, 0.25, 0.5
-_MOST_SHOWN = 48  # distributions in one picture
+_MOST_SHOWN = 120  # distributions in one picture, which then is 3,040 pixels high
 
 
 def numeric_columns(frame: pd.DataFrame) -> list[str]:
@@ -32,7 +32,7 @@ def column_table(frame: pd.DataFrame, kinds: Mapping[str, str]) -> pd.DataFrame:
     names = numeric_columns(frame)
     if not names or not len(frame):
         raise InputError(f"the table has {len(names)} numeric columns and {len(frame):,} rows, so there is nothing to check")
-    when = next((frame[name] for name in ("time", "datetime", "timestamp") if name in frame.columns), None)
+    when = next((frame[name] for name in _TIMES if name in frame.columns), None)
     order = np.arange(len(frame)) if when is None else np.argsort(when.to_numpy(), kind="stable")
     late = order[int(len(order) * (1 - _LATEST)) :]
     early = order[: len(order) - len(late)]
@@ -139,7 +139,7 @@ def draw_correlations(path: Path, related: pd.DataFrame) -> None:
 
 
 def draw_distributions(path: Path, frame: pd.DataFrame, names: Sequence[str]) -> None:
-    """A histogram of each column between its 0.5 and 99.5 per cent quantiles; the first 48 columns."""
+    """A histogram of each column between its 0.5 and 99.5 per cent quantiles; the first 120 columns."""
     from finetune.engine.curves import BLUE, INK, MUTED, new_figure, save_figure
 
     shown = list(names)[:_MOST_SHOWN]

@@ -76,3 +76,18 @@ def calendar_rows(noted: Mapping[str, Sequence[str]], columns: Sequence[str], st
         made = registry()[name].function(bars)
         out[:, k] = made[output] if output else made
     return out
+
+
+def calendar_columns(names: Sequence[str], features: np.ndarray, stamps: np.ndarray) -> dict[str, list[str]]:
+    """Column → [feature, output] of those among names [F] that are called as the calendar's and hold what it says at every row.
+
+    features [N, F], stamps [N, 5] uint8. For tables that come without a manifest: what only looks like the calendar is not known ahead.
+    """
+    calendar = [known for known in registry().values() if known.kind != "past"]
+    noted = {f"{known.name}_{out}".rstrip("_"): [known.name, out] for known in calendar for out in known.outputs or ("",)}
+    called = [name for name in names if name in noted]
+    if not called:
+        return {}
+    values = calendar_rows(noted, called, stamps)
+    same = [np.allclose(features[:, names.index(name)], values[:, k], atol=1e-5) for k, name in enumerate(called)]
+    return {name: noted[name] for name, holds in zip(called, same, strict=True) if holds}

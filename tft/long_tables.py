@@ -6,7 +6,7 @@ symbol · period · time (UTC) · datetime (wall clock) · time_idx · stretch �
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from finetune.data.stamps import period_name, period_of
 from finetune.data.timestamps import parse_times, stamp_features
 from kronos.errors import InputError, MissingFileError
 from kronos.files import atomic_path
-from tft.rows import open_with_manifest, series_rows
+from tft.indicators import registry
+from tft.indicators_calendar import calendar_columns
+from tft.rows import open_with_manifest, series_rows, with_kinds
 from tft.safe_pickle import read_pickle
 from tft.target_panel import stretches
 
@@ -33,8 +35,8 @@ _HEAD = ("symbol", "period", *_TIMES, "time_idx", "stretch")
 _NAMED = 5
 
 
-def panel_to_table(panel: Panel) -> pa.Table:
-    """Every row of a panel, its column kinds, stamp and zone in the table's metadata."""
+def panel_to_table(panel: Panel, manifest: Mapping[str, Any] | None = None) -> pa.Table:
+    """Every row of a panel; its column kinds, stamp, zone and manifest in the table's metadata."""
     slices = series_rows(panel)
     counts = np.diff(panel.offsets)
     who = np.repeat(np.arange(panel.n_series), counts)
@@ -51,6 +53,7 @@ def panel_to_table(panel: Panel) -> pa.Table:
     arrays.update({name: pa.array(np.ascontiguousarray(panel.targets[:, k])) for k, name in enumerate(panel.target_names)})
     kinds = {column.name: column.kind for column in panel.columns}
     noted = {"kinds": kinds, "targets": list(panel.target_names), "stamp": panel.stamp, "timezone": panel.timezone}
+    noted["manifest"] = dict(manifest or {})
     return pa.table(arrays).replace_schema_metadata({_META: json.dumps(noted)})
 
 
@@ -60,10 +63,10 @@ def _dictionary(names: list[str], who: np.ndarray) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(pa.array(codes[who].astype(np.int32)), pa.array(list(different), pa.string()))
 
 
-def write_parquet(panel: Panel, path: str | Path) -> None:
-    """Write the long table. Raises InputError if the file cannot be written."""
+def write_parquet(panel: Panel, path: str | Path, manifest: Mapping[str, Any] | None = None) -> None:
+    """Write the long table and what is noted about it. Raises InputError if the file cannot be written."""
     with atomic_path(Path(path)) as temporary:
-        pa.parquet.write_table(panel_to_table(panel), temporary)
+        pa.parquet.write_table(panel_to_table(panel, manifest), temporary)
 
 
 def read_table(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -92,16 +95,23 @@ def read_table(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
 
 
 def open_dataset(path: str | Path, *, known: Sequence[str] = (), categorical: Sequence[str] = ()) -> tuple[Panel, dict[str, Any]]:
-    """What `data_path` or TFM_DATA_PATH names, as a panel, and its manifest ({} for tables): a panel folder, .parquet, .pkl or .csv.
+    """What `data_path` or TFM_DATA_PATH names, as a panel, and its manifest: a panel folder, .parquet, .pkl or .csv.
 
-    known, categorical: columns of a table without metadata that are of these kinds; the rest are past, and target_... are targets.
+    A parquet file of data_fusion.py brings its manifest along. Of other tables it holds the columns that are the calendar's: they are
+    known by name and checked against the rows' times. known, categorical: columns of such a table that are of these kinds; the rest are
+    past, and target_... are targets.
     """
     if Path(path).is_dir():
         return open_with_manifest(path, "python tft/data_fusion.py --config ...")
     frame, noted = read_table(path)
     kinds = {**noted.get("kinds", {}), **dict.fromkeys(known, "known"), **dict.fromkeys(categorical, "categorical")}
     times = {"stamp": noted.get("stamp", "open"), "timezone": noted.get("timezone", "")}
-    return table_to_panel(frame, kinds=kinds, source=str(path), **times), {}
+    panel = table_to_panel(frame, kinds=kinds, source=str(path), **times)
+    if noted.get("manifest"):
+        return panel, noted["manifest"]
+    calendar = calendar_columns([column.name for column in panel.columns], panel.features, panel.stamps)
+    found = {name: registry()[how[0]].kind for name, how in calendar.items() if name not in kinds}
+    return with_kinds(panel, found), {"calendar": calendar} if calendar else {}
 
 
 def table_to_panel(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,6 +71,15 @@ def columns_named(panel: Panel, names: tuple[str, ...] | list[str], who: str) ->
         there = ", ".join(list(place)[:12]) + (" ..." if len(place) > 12 else "")
         raise InputError(f"{who}: the panel has no column {', '.join(map(repr, missing))}; it has {there}")
     return [place[name] for name in names]
+
+
+def with_kinds(panel: Panel, kinds: Mapping[str, str]) -> Panel:
+    """The same panel with columns of other kinds."""
+    if not kinds:
+        return panel
+    names = ("features", "stamps", "times", "offsets", "series", "targets", "target_names", "origin", "breaks", "stamp", "timezone")
+    columns = [Column(column.name, kinds.get(column.name, column.kind)) for column in panel.columns]
+    return Panel.build(**{name: getattr(panel, name) for name in names}, columns=columns)
 
 
 def check_constant(features: np.ndarray, columns: list[Column], policy: str, say: Say) -> list[int]:

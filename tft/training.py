@@ -144,7 +144,8 @@ def load_run(run_folder: str | Path, data_path: str | None = None, *, checkpoint
     config = config.model_copy(update={"reals": columns["past"] + columns["known"], "categoricals": columns["categorical"]})
     panel, manifest = open_data(config, columns)
     _refuse_other_columns(config.data_path, panel, columns)
-    manifest = manifest or read_json(folder / "configs" / MANIFEST_NAME) or {}
+    if "targets" not in manifest:  # a table: what is known of the targets is what the run was told
+        manifest = {**manifest, **(read_json(folder / "configs" / MANIFEST_NAME) or {})}
     data = cut_windows(
         config,
         panel,

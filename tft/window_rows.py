@@ -44,7 +44,7 @@ def choose_columns(
     codes = [name for name in real if kinds[name] == "categorical"]
     if codes:
         raise InputError(f"reals: {codes[0]!r} holds categories, whose order means nothing; name it under categoricals")
-    if not manifest:
+    if "targets" not in manifest:
         _refuse_constant(panel, real + categorical)
     past = [name for name in real if kinds[name] == "past"] + [name + LAG for name in lagged]
     ahead = frozenset(name for name in categorical if name in manifest.get("calendar", {}))
