@@ -17,7 +17,7 @@ def paths_of(node: Node, default: Sequence[str]) -> tuple[str, ...]:
     return tuple(absolute_paths(node.data_path) or default)
 
 
-def partitions_of(settings: Settings, panel: Panel, node: Node, block: int) -> list[Partition]:
+def partitions_of(settings: Settings, panel: Panel, node: Node, run: int) -> list[Partition]:
     """All partitions of the bars; a node takes the one of its number."""
     return partition(
         panel,
@@ -25,14 +25,14 @@ def partitions_of(settings: Settings, panel: Panel, node: Node, block: int) -> l
         settings.num_clients or node.partitions,
         alpha=settings.dirichlet_alpha,
         seed=settings.seed,
-        block=block,
+        run=run,
     )
 
 
-def own_panel(settings: Settings, panel: Panel, node: Node, block: int) -> tuple[str, Panel]:
-    """Name and bars of the node's partition. block: rows of a block of partitions=iid. Raises InputError if it has none."""
+def own_panel(settings: Settings, panel: Panel, node: Node, run: int) -> tuple[str, Panel]:
+    """Name and bars of the node's partition. run: of partitions=iid, see `partitions.Deal`. Raises InputError if it has none."""
     panel = only(panel, names(settings.symbols), names(settings.periods))
-    parts = partitions_of(settings, panel, node, block)
+    parts = partitions_of(settings, panel, node, run)
     number = 0 if settings.partitions == "node" else node.partition
     if number >= len(parts):
         raise InputError(f"there are {len(parts)} partitions and this node is number {node.partition}, counted from 0")

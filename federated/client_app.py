@@ -111,16 +111,18 @@ def trained(message: Message, context: Context) -> Update:
     return Update(mechanism.on_client(update.arrays, base, SystemNoise(), share), 1, update.metrics)  # with noise all weigh the same
 
 
-def _consent(message: Message, context: Context, share: float) -> None:
-    """Raises InputError, before any work, where a request does not keep to what the node's owner insists on."""
+def _consent(message: Message, context: Context, share: float | None = None) -> None:
+    """Raises InputError, before any work, where a request does not keep to what the node's owner insists on. share: None: no update is."""
     settings = settings_of(context)
-    why = refused(context.node_config, secure=is_secure(message), sigma=settings.dp_sigma, mode=settings.dp_mode, share=share)
+    noise = None if share is None else settings.dp_sigma * share if settings.dp_mode == "client" else 0.0
+    why = refused(context.node_config, secure=is_secure(message), noise=noise)
     if why is not None:
         raise InputError(why)
 
 
 def evaluated(message: Message, context: Context) -> Update:
     """Metrics of the arrays that were sent. In a secure round these come as bytes, and the update has none: only metrics are summed."""
+    _consent(message, context)
     settings, local = _local(message, context)
     if not is_secure(message):
         update = local.evaluate(from_record(message.content[ARRAYS]))

@@ -2,7 +2,7 @@
 
     deploy.py join ... --node-config 'partition-id=1 require-secure=true min-dp-noise=0.5'
 
-require-secure   take part only in secure aggregation
+require-secure   take part only in secure aggregation, also in evaluation: the loss of a model that the server chooses tells of the bars
 min-dp-noise     this node adds at least so much noise itself in clipping norms: σ times its share (`Mechanism.noise_share`)
 
 Without these a client believes the run-config, which protects from a server that is curious, not from one that cheats.
@@ -15,10 +15,11 @@ from collections.abc import Mapping
 from kronos.errors import InputError
 
 
-def refused(node_config: Mapping[str, object], *, secure: bool, sigma: float, mode: str, share: float) -> str | None:
-    """None if a training request keeps to what the owner insists on, else why the node does not take part.
+def refused(node_config: Mapping[str, object], *, secure: bool, noise: float | None) -> str | None:
+    """None if a request keeps to what the owner insists on, else why the node does not take part.
 
-    secure, sigma, mode, share: what this request asks of the client. Raises InputError for a value in node_config that cannot be read.
+    secure: whether the request is a stage of secure aggregation. noise: what the client is to add itself, in clipping norms; None: the
+    request wants no update. Raises InputError for a value in node_config that cannot be read.
     """
     require_secure, least = node_config.get("require-secure", False), node_config.get("min-dp-noise", 0.0)
     if not isinstance(require_secure, bool):
@@ -27,7 +28,6 @@ def refused(node_config: Mapping[str, object], *, secure: bool, sigma: float, mo
         raise InputError(f"node-config: min-dp-noise is {least!r}; expected a number of at least 0, such as 0.5")
     if require_secure and not secure:
         return "this node takes part in secure aggregation only (require-secure), and the run has secure=false"
-    own = sigma * share if mode == "client" else 0.0
-    if own < least:
-        return f"this node adds noise of at least {least:g} times the clipping norm (min-dp-noise), and the run asks for {own:.3g}"
+    if noise is not None and noise < least:
+        return f"this node adds noise of at least {least:g} times the clipping norm (min-dp-noise), and the run asks for {noise:.3g}"
     return None

@@ -106,9 +106,7 @@ def _bars(settings: Settings, config: CsvConfig, node: Node) -> Panel:
 
 
 def _own_panel(settings: Settings, config: CsvConfig, node: Node) -> tuple[str, Panel]:
-    return own_panel(
-        settings, _bars(settings, config, node), node, block=8 * (config.data.lookback_window + config.data.predict_window + 1)
-    )
+    return own_panel(settings, _bars(settings, config, node), node, run=config.data.window_stride)
 
 
 @lru_cache(maxsize=1)

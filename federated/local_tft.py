@@ -109,7 +109,7 @@ def _prepared(settings: Settings, node: Node, facts: dict[str, Any]) -> Prepared
 def _own_panel(settings: Settings, node: Node) -> tuple[str, Panel, dict[str, Any]]:
     config = _config(settings)
     panel, manifest = _read(config.data_path, settings, node)
-    name, own = own_panel(settings, panel, node, block=8 * (config.max_encoder_length + config.max_prediction_length))
+    name, own = own_panel(settings, panel, node, run=config.block_length if config.shared_rows else 1)
     return name, own, manifest
 
 

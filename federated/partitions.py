@@ -1,9 +1,9 @@
 """Who gets which bars. A partition is a list of stretches of rows, a function of the panel's series and the seed alone, so that every
-client finds its own without being told, and holds nothing else.
+client finds its own without being told, and holds nothing else (but for "iid").
 
     symbol-period, symbol, exchange   a group each; more clients than groups: the longest are cut in time; fewer: dealt out by rows
     dirichlet   each series is cut in time into shares drawn from Dirichlet(α) (Hsu et al. 2019, arXiv 1909.06335): non-IID on purpose
-    iid         each series is cut into short blocks, dealt out at random: everybody has every symbol and all times
+    iid         all bars are everybody's, and the windows are dealt out at random, each to one client: for comparing with one trainer only
     node        all that the node's own data-path holds
 """
 
@@ -32,28 +32,54 @@ class Stretch:
 
 
 @dataclass(frozen=True)
+class Deal:
+    """Which windows are one client's where all have the same bars: share number `client` of `clients`.
+
+    run: rows in a row whose windows stay together, so that a stride, or blocks of windows, leave as many of them as one trainer has.
+    """
+
+    client: int
+    clients: int
+    seed: int
+    run: int = 1
+
+    def origins(self, panel: Panel) -> np.ndarray:
+        """[N] bool: rows at which a window of this client's may have its origin."""
+        own = np.zeros(panel.n_rows, bool)
+        for s, (first, end) in enumerate(zip(panel.offsets[:-1].tolist(), panel.offsets[1:].tolist(), strict=True)):
+            runs = -(-(end - first) // self.run)
+            mine = np.random.default_rng([self.seed, s]).permutation(runs) % self.clients == self.client
+            own[first:end] = np.repeat(mine, self.run)[: end - first]
+        return own
+
+
+@dataclass(frozen=True)
 class Partition:
-    """What one client owns: stretches in the panel's order. `name` tells what it is, for tables."""
+    """What one client owns: stretches in the panel's order. name: for tables. deal: which of their windows; None: all."""
 
     name: str
     stretches: tuple[Stretch, ...]
+    deal: Deal | None = None
 
     @property
     def rows(self) -> int:
         return sum(map(len, self.stretches))
 
 
-def partition(panel: Panel, how: str, clients: int, *, alpha: float = 0.5, seed: int = 0, block: int = 500) -> list[Partition]:
+def partition(panel: Panel, how: str, clients: int, *, alpha: float = 0.5, seed: int = 0, run: int = 1) -> list[Partition]:
     """The partitions of a panel, one per client, in an order that only its series decide.
 
-    clients: how many; 0: as many as there are groups. alpha: of "dirichlet". block: rows of a block of "iid". Raises InputError if the
-    bars do not say what groups them.
+    clients: how many; 0: as many as there are groups. alpha: of "dirichlet". run: of "iid", see `Deal`. Raises InputError if the bars do
+    not say what groups them.
     """
     whole = [Stretch(s, int(a), int(b)) for s, (a, b) in enumerate(zip(panel.offsets[:-1], panel.offsets[1:], strict=True))]
     if how == "node":
         return [Partition("its own bars", tuple(whole))]
-    if how in ("dirichlet", "iid"):
-        shares = _dirichlet(whole, clients or len(whole), alpha, seed) if how == "dirichlet" else _blocks(whole, clients or 1, block, seed)
+    if how == "iid":
+        count = clients or 1
+        return [Partition(f"1/{count} of all windows", tuple(whole), Deal(k, count, seed, run)) for k in range(count)]
+    if how == "dirichlet":
+        shares = _dirichlet(whole, clients or len(whole), alpha, seed)
         return [Partition(_described(panel, share), tuple(sorted(share))) for share in shares]
     groups: dict[str, list[Stretch]] = defaultdict(list)
     for stretch, info in zip(whole, panel.series, strict=True):
@@ -79,7 +105,7 @@ def cut(panel: Panel, part: Partition) -> Panel:
         features=panel.features[rows],
         stamps=panel.stamps[rows],
         times=panel.times[rows],
-        origin=panel.origin[rows],
+        origin=panel.origin[rows] & part.deal.origins(panel)[rows] if part.deal else panel.origin[rows],
         offsets=offsets,
         breaks=breaks,
         series=[panel.series[s] for s in own],
@@ -165,29 +191,6 @@ def _dirichlet(whole: list[Stretch], clients: int, alpha: float, seed: int) -> l
             if len(own):
                 shares[client].append(own)
     return shares
-
-
-def _blocks(whole: list[Stretch], clients: int, block: int, seed: int) -> list[list[Stretch]]:
-    shares: list[list[Stretch]] = [[] for _ in range(clients)]
-    for piece in whole:
-        rng = np.random.default_rng([seed, piece.series])
-        count = max(clients, len(piece) // block)
-        pieces = [_share(piece, k / count, (k + 1) / count) for k in range(count)]
-        for round_ in range(0, count, clients):  # each time round, every client gets one: nobody has more of a time than another
-            for client, own in zip(rng.permutation(clients), pieces[round_ : round_ + clients], strict=False):
-                if len(own):
-                    shares[client].append(own)
-    return [_joined(sorted(share)) for share in shares]
-
-
-def _joined(pieces: list[Stretch]) -> list[Stretch]:
-    joined: list[Stretch] = []
-    for piece in pieces:
-        if joined and joined[-1].series == piece.series and joined[-1].last == piece.first:
-            joined[-1] = replace(joined[-1], last=piece.last)
-        else:
-            joined.append(piece)
-    return joined
 
 
 def _named(info: SeriesInfo) -> str:

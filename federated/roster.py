@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 
 from federated.records import text_table
 from federated.robust import version_mismatch
+from federated.secure.settings import MIN_CLIENTS
 from federated.settings import Settings, package_version
 from federated.update import CLIENT, PARTITION, VERSION
 from kronos.errors import InputError
@@ -57,16 +58,17 @@ class Roster:
         if not self.clients:
             raise InputError(f"no partition can take part: {grouped(self.left_out) or 'no node answered'}")
 
-    def online(self) -> list[Client]:
-        """Who is there now, by partition. Nodes that came since are asked first: one that was restarted has another id."""
-        there = set(self._wait())
+    def online(self, least: int = 0) -> list[Client]:
+        """Who is there now, by partition, once `least` nodes are. Nodes that came since are asked first: a restarted one has another id."""
+        there = set(self._wait(least))
         if there - self._seen:
             self._ask(sorted(there - self._seen))
         return [self.clients[p] for p in sorted(self.clients) if self.clients[p].node in there]
 
     def choose(self, server_round: int, share: float, least: int, *, evaluate: bool = False) -> list[Client]:
         """The clients that are asked in a round: a function of seed, round and who is there."""
-        there = self.online()
+        least_there = MIN_CLIENTS if self.settings.secure and not evaluate else 0  # one that was killed is back in seconds
+        there = self.online(min(least_there, len(self.clients)))
         count = min(len(there), max(least, int(share * len(there) + 1e-9)))
         rng = np.random.default_rng([self.settings.seed, server_round, _EVALUATE if evaluate else _FIT])
         return [there[i] for i in sorted(rng.permutation(len(there))[:count])]
@@ -80,14 +82,15 @@ class Roster:
         rows += [[str(p), "", "", "", f"left out: {shorten(why, _TOLD)}"] for p, why in sorted(self.left_out.items())]
         return text_table(["partition", "bars", "training windows", "validation", ""], rows)
 
-    def _wait(self) -> list[int]:
-        """Node ids once enough are there. Raises InputError after round-timeout-s."""
+    def _wait(self, least: int = 0) -> list[int]:
+        """Node ids once min-available-clients and `least` are there. Raises InputError after round-timeout-s."""
+        least = max(least, self.settings.min_available_clients)
         deadline = time.monotonic() + self.settings.round_timeout_s
-        while len(nodes := sorted(self.grid.get_node_ids())) < self.settings.min_available_clients:
+        while len(nodes := sorted(self.grid.get_node_ids())) < least:
             if time.monotonic() > deadline:
+                wants = f"min-available-clients is {least}" if least == self.settings.min_available_clients else f"secure wants {least}"
                 raise InputError(
-                    f"{len(nodes)} nodes are there after {self.settings.round_timeout_s:g} s, and min-available-clients is "
-                    f"{self.settings.min_available_clients}; start more nodes, or lower it"
+                    f"{len(nodes)} nodes are there after {self.settings.round_timeout_s:g} s, and {wants}; start more nodes, or lower it"
                 )
             time.sleep(_WAIT_S)
         return nodes

@@ -23,7 +23,7 @@ from federated.robust import Rules, enough_clients, noise_bound
 from federated.roster import Client, Roster, grouped, partitions_of
 from federated.secure.errors import SecureAggregationHalted
 from federated.secure.server import SecureRound
-from federated.secure.settings import SecureSettings
+from federated.secure.settings import MIN_CLIENTS, SecureSettings
 from federated.settings import Settings, run_config
 from federated.task import Weights
 from federated.update import ARRAYS, from_record
@@ -195,6 +195,9 @@ class Federation:
         if s.fraction_evaluate == 0:
             return None
         asked = self.roster.choose(number, s.fraction_evaluate, s.min_evaluate_clients, evaluate=True)
+        if s.secure and len(asked) < MIN_CLIENTS:
+            self.run.say(f"round {number} is not evaluated: {len(asked)} clients are there, and a sum of so few would show")
+            return None
         messages = self.exchange.requests("evaluate", asked, arrays, number)
         if s.secure:
             try:

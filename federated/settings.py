@@ -38,7 +38,7 @@ class Settings(Section):
     symbols: str = key("", "only these symbols, with commas between them, which are also the vocabulary; empty: all that clients have")
     periods: str = key("", "only these periods, such as 1h,4h; empty: all")
     partitions: Literal["symbol-period", "symbol", "exchange", "dirichlet", "iid", "node"] = key(
-        "symbol-period", "who gets which bars; iid: blocks of every series to everybody; node: each node has its own data-path"
+        "symbol-period", "who gets which bars; iid: all bars, and a random share of the windows; node: each node has its own data-path"
     )
     dirichlet_alpha: float = key(0.5, "dirichlet: how unequal the shares are; small: one client has most of a series", gt=0)
     num_clients: int = key(0, "how many partitions; 0: as many as there are nodes", ge=0, le=100_000)
@@ -74,7 +74,7 @@ class Settings(Section):
     resume: bool = key(False, "go on from the run folder's last round")
 
     secure: bool = key(False, "secure aggregation: the server sees sums, never one client's update")
-    secure_threshold: float = key(0.67, "secure: share of those asked that must be left at every stage, else the round halts", gt=0.5, le=1)
+    secure_threshold: float = key(0.66, "secure: share of those asked that must be left at every stage, else the round halts", gt=0.5, le=1)
     clip_range: float = key(0.0, "secure: bound of a weight's change in a round that fits the code; 0: from the global weights", ge=0)
     dp_max_norm: float = key(1.0, "differential privacy: a client's whole update is scaled down to this norm (L2)", gt=0)
     dp_sigma: float = key(0.0, "noise as a multiple of dp-max-norm; 0: no differential privacy", ge=0)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from bars import make_panel
 
-from federated.partitions import Stretch, cut, only, partition
+from federated.partitions import Partition, Stretch, cut, only, partition
 from finetune.data.panel import Panel, SeriesInfo
+from finetune.engine.splits import windows_of
 from kronos.errors import InputError
 
 
@@ -21,14 +22,14 @@ def rows(parts) -> list[int]:
     return sorted(row for part in parts for piece in part.stretches for row in range(piece.first, piece.last))
 
 
-@pytest.mark.parametrize("how", ["symbol-period", "symbol", "exchange", "dirichlet", "iid"])
+@pytest.mark.parametrize("how", ["symbol-period", "symbol", "exchange", "dirichlet"])
 @pytest.mark.parametrize("clients", [0, 1, 3, 7])
 def test_every_row_belongs_to_one_client_and_the_same_call_gives_the_same_partitions(how, clients):
     bars = panel()
-    parts = partition(bars, how, clients, seed=3, block=20)
+    parts = partition(bars, how, clients, seed=3)
     assert rows(parts) == list(range(bars.n_rows))
-    assert parts == partition(bars, how, clients, seed=3, block=20)
-    assert len(parts) == (clients or {"symbol": 2, "exchange": 2, "iid": 1}.get(how, 4))
+    assert parts == partition(bars, how, clients, seed=3)
+    assert len(parts) == (clients or {"symbol": 2, "exchange": 2}.get(how, 4))
 
 
 def test_groups_are_whole_when_there_are_as_many_clients():
@@ -54,17 +55,32 @@ def test_small_alpha_gives_a_series_to_few_clients_and_a_large_one_to_all():
     assert largest(0.05) > 0.8 and largest(1000.0) < 0.25
 
 
+@pytest.mark.parametrize("clients, run, stride", [(1, 1, 1), (4, 1, 1), (7, 3, 3)])
+def test_iid_deals_out_all_windows_that_one_trainer_has_each_to_one_client(clients, run, stride):
+    bars = panel()
+    how = dict(lookback=10, horizon=3, extra_rows=1, stride=stride)
+    whole = windows_of(bars, "all", **how)
+    parts = partition(bars, "iid", clients, seed=3, run=run)
+    assert parts == partition(bars, "iid", clients, seed=3, run=run) and len(parts) == clients
+    shares = [windows_of(cut(bars, part), "own", **how) for part in parts]
+    dealt = np.concatenate([share.start_rows(np.arange(len(share))) for share in shares])
+    if stride == 1:
+        assert sorted(dealt) == whole.start_rows(np.arange(len(whole))).tolist()
+    assert abs(len(dealt) - len(whole)) <= 2 * len(bars.series) * stride and len(set(dealt)) == len(dealt)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 0.2 * len(whole)
+
+
 def test_iid_gives_everybody_every_series_at_all_times():
     bars = make_panel(2, 400)
-    for part in partition(bars, "iid", 4, seed=0, block=20):
+    for part in partition(bars, "iid", 4, seed=0):
         own = cut(bars, part)
-        assert own.n_series == 2
-        assert own.times.min() < np.quantile(bars.times, 0.2) and own.times.max() > np.quantile(bars.times, 0.8)
+        assert own.n_series == 2 and own.origin.sum() == 200
+        assert own.times[own.origin].min() < np.quantile(bars.times, 0.2) and own.times[own.origin].max() > np.quantile(bars.times, 0.8)
 
 
 def test_a_client_has_its_own_rows_only_and_no_window_crosses_what_was_left_out():
     bars = panel()
-    part = partition(bars, "iid", 3, seed=0, block=20)[1]
+    part = Partition("own", (Stretch(0, 0, 60), Stretch(0, 100, 180), Stretch(2, 510, 560)))
     own = cut(bars, part)
     assert own.n_rows == part.rows
     assert set(own.features[:, 3].tolist()) == set(bars.features[rows([part]), 3].tolist())

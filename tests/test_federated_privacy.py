@@ -160,11 +160,11 @@ def test_settings_that_protect_nothing_or_allow_no_round_are_refused():
 def test_a_node_takes_part_only_with_the_protection_that_its_owner_insists_on():
     owner = {"partition-id": 1, "require-secure": True, "min-dp-noise": 0.5}
     share = Mechanism(1.0, 1.0).noise_share(secure=True, minimum_survivors=4)
-    assert refused(owner, secure=True, sigma=1.0, mode="client", share=share) is None
-    assert "require-secure" in refused(owner, secure=False, sigma=1.0, mode="client", share=1.0)
-    assert "min-dp-noise" in refused(owner, secure=True, sigma=1.0, mode="client", share=0.49)
-    assert "min-dp-noise" in refused(owner, secure=True, sigma=9.0, mode="server", share=1.0)
-    assert refused({"partition-id": 1}, secure=False, sigma=0.0, mode="server", share=1.0) is None
+    assert refused(owner, secure=True, noise=share) is None
+    assert "require-secure" in refused(owner, secure=False, noise=1.0) and "require-secure" in refused(owner, secure=False, noise=None)
+    assert "min-dp-noise" in refused(owner, secure=True, noise=0.49)
+    assert refused(owner, secure=True, noise=None) is None, "nothing is uploaded that noise could hide"
+    assert refused({"partition-id": 1}, secure=False, noise=0.0) is None
     for wrong in ({"require-secure": "yes"}, {"min-dp-noise": "much"}, {"min-dp-noise": -1}, {"min-dp-noise": float("nan")}):
         with pytest.raises(InputError, match="node-config"):
-            refused(wrong, secure=True, sigma=1.0, mode="client", share=1.0)
+            refused(wrong, secure=True, noise=1.0)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import federated_tiny as tiny
@@ -87,6 +88,38 @@ def test_the_mean_is_weighted_by_samples(tmp_path):
     line = read_json_lines(folder / "rounds.jsonl")[0]
     mean = sum(line["samples"][p] * line["train_loss"][p] for p in "01") / sum(line["samples"].values())
     assert line["samples"]["1"] > 2 * line["samples"]["0"] and line["train"]["train_loss"] == pytest.approx(mean, abs=1e-6)
+
+
+def test_with_noise_a_client_that_claims_more_samples_counts_for_no_more(yaml, tmp_path, monkeypatch):
+    honest = client_app.trained
+
+    def boasting(message, context):
+        update = honest(message, context)
+        assert update.examples == 1
+        return replace(update, examples=7) if context.node_config["partition-id"] == 1 else update
+
+    monkeypatch.setattr(client_app, "trained", boasting)
+    line = read_json_lines(tiny.simulate(yaml, tmp_path / "run", num_server_rounds=1, dp_sigma=1.0) / "rounds.jsonl")[0]
+    assert line["answered"] == [0, 2] and "num-examples 7 above the 1" in line["failed"]["1"]
+
+
+def test_one_of_three_clients_may_be_lost_in_a_secure_round_and_the_next_one_waits_for_it(yaml, tmp_path, monkeypatch, capsys):
+    run = tiny.settings(yaml, tmp_path / "run", secure=True)
+    grid = tiny.grid(run)
+    reach, trained = grid.send_and_receive, []
+
+    def send(messages, timeout=None):
+        messages = list(messages)
+        if messages[0].metadata.message_type == "train" and not trained:
+            trained.append(1)
+            grid.lost.add(2)
+        return reach(messages, timeout=timeout)
+
+    grid.send_and_receive = send
+    monkeypatch.setattr("federated.roster.time.sleep", lambda _: grid.lost.clear())  # while the server waits it is started again
+    first, second = read_json_lines(rounds.federate(grid, run) / "rounds.jsonl")
+    assert first["answered"] == [0, 2] and first["evaluated"] == [] and second["answered"] == [0, 1, 2]
+    assert "round 1 is not evaluated: 2 clients are there" in capsys.readouterr().out
 
 
 def test_a_partition_without_a_window_is_named_and_left_out(tmp_path, capsys):
@@ -318,6 +351,7 @@ def test_a_node_whose_owner_insists_on_privacy_does_no_work_for_a_run_that_gives
     rounds.federate(grid, asked)
     line = read_json_lines(tmp_path / "run" / "rounds.jsonl")[0]
     assert line["answered"] == [0, 2] and told in line["failed"]["1"]
+    assert (1 in line["evaluated"]) == ("require-secure" not in insists), "a loss in clear tells of its bars too"
 
 
 def test_a_node_that_insists_on_secure_aggregation_and_on_noise_works_for_a_run_that_has_both(yaml, tmp_path):
