@@ -10,6 +10,7 @@ from test_drills_kill import drill
 from finetune.data.panel import Panel
 from finetune.engine.checkpoint import newest_last
 from finetune.engine.distributed import World
+from finetune.engine.errors import Interrupted
 from finetune.engine.finite import non_finite_weights
 from finetune.engine.signals import StopRequest
 from finetune.engine.splits import make_splits
@@ -53,6 +54,38 @@ def test_the_window_that_holds_the_bar_is_named_even_if_it_is_not_among_the_firs
 def test_bars_that_are_not_finite_are_not_cached_as_tokens(tmp_path, damaged):
     with pytest.raises(InputError, match=r"not finite.*S01 2020-01-0"):
         with_cached_tokens(damaged(1, 20), tiny.tokenizer(), tmp_path / "cache", tiny.settings(), World(), StopRequest(), mode="on")
+
+
+def fp16_overflowing(monkeypatch, steps):
+    """Training of the predictor in which fp16 gradients overflow in these steps, from 0."""
+    from finetune.engine.optimisation import Stepper
+
+    plain, seen = Stepper._update, []
+
+    def update(stepper, correction):
+        seen.append(None)
+        if len(seen) - 1 in steps:
+            stepper.parameters[0].grad.fill_(torch.inf)
+        return plain(stepper, correction)
+
+    monkeypatch.setattr(Stepper, "_update", update)
+    return tiny.settings(amp="fp16", epochs=2)
+
+
+def test_fp16_that_overflowed_in_every_step_of_a_short_run_is_no_success(tmp_path, monkeypatch):
+    settings = fp16_overflowing(monkeypatch, range(100))
+    with pytest.raises(InputError, match=r"overflowed in every one of the \d+ steps: no weight has changed.*amp: bf16"):
+        fit(tiny.tokenizer_task(), tiny.windows(), settings, run_in(tmp_path / "run"))
+
+
+def test_skipped_steps_are_told_and_counted_over_a_resume(tmp_path, monkeypatch, capsys):
+    settings = fp16_overflowing(monkeypatch, (0, 1))
+    with run_in(tmp_path / "run") as run, pytest.raises(Interrupted):
+        fit(tiny.tokenizer_task(), tiny.windows(), settings, run, stop=tiny.StopAfter(4))
+    with Run.create(tmp_path / "run", config={}, is_main=True, resume=True, name="test") as run:
+        result = fit(tiny.tokenizer_task(), tiny.windows(), settings, run, resume=True)
+    assert result.skipped_steps == 2
+    assert f"fp16 gradients overflowed in 2 of {result.steps} steps, which changed nothing" in capsys.readouterr().out
 
 
 def test_a_validation_that_was_never_finite_is_no_success(tmp_path, damaged):

@@ -6,6 +6,7 @@ import signal
 import pytest
 from test_drills_kill import drill
 
+from finetune.engine.errors import Interrupted
 from finetune.engine.signals import StopRequest
 
 
@@ -25,3 +26,22 @@ def test_a_hangup_that_was_ignored_from_the_start_stays_ignored_and_other_signal
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, former)
+
+
+def test_after_training_a_signal_ends_what_can_be_made_again_where_it_stands_and_only_there():
+    with StopRequest() as stop:
+        with pytest.raises(Interrupted, match=r"^stopped by SIGTERM while it was drawn$"), stop.at_once("while it was drawn"):
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                raise AssertionError("it went on")
+            except Exception:
+                pytest.fail("taken for a failure, which libraries swallow")
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)  # the second one lets it clean up
+                cleaned = True
+        assert cleaned and stop.requested
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested, "outside it is a request"
+        with pytest.raises(Interrupted, match="SIGINT"), stop.at_once("later"):
+            pytest.fail("what was asked for before is heard")

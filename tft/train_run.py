@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from finetune.engine.beginning import begin, restarted_in
 from finetune.engine.config import resolved
 from finetune.engine.distributed import World, world
 from finetune.engine.errors import InputError, Interrupted
@@ -26,22 +27,24 @@ from tft.windows import Blocks
 def train(config: TftConfig, script: str, *, resume: str = "", warm: str = "", stop: StopRequest | None = None) -> Path:
     """Train as configured, in a new run folder, or on in the one of checkpoint `resume`; from the weights of `warm`, if named.
 
-    Joins the other ranks under torchrun. stop: a signal that ends it at its next step; None listens to the system's.
+    Joins the other ranks under torchrun, whose restarted workers go on with the run that they began. stop: a signal that ends it at its
+    next step; None listens to the system's.
     Returns the run folder. Raises InputError, and Interrupted once the last checkpoint is saved.
     """
     device = config.device.pick()
     if config.device.cpu_threads:
         torch.set_num_threads(config.device.cpu_threads)
     _check_precision(config, device)
-    with world(device, config.distributed.world_backend) as here, StopRequest() if stop is None else nullcontext(stop) as stop:
+    ranks = world(device, config.distributed.world_backend, config.distributed.timeout_s, again="python tft/train_resume.py --ckpt last")
+    with ranks as here, StopRequest() if stop is None else nullcontext(stop) as stop:
         say = (lambda text: print(text, flush=True)) if here.is_main else lambda text: None
-        former = here.on_main(lambda: str(find_run(resume, config.output_dir))) if resume else ""
+        former = here.on_main(lambda: str(find_run(resume, config.output_dir) if resume else _of_this_launch(config.output_dir) or ""))
         start = here.on_main(lambda: str(find_weights(warm, config.output_dir))) if warm else ""
         prepared = prepare(config, say=say)
         taken = warm_start(prepared.task, start) if start else None
         folder = Path(former or here.on_main(lambda: str(_opened(prepared, script))))
         try:
-            _fit(prepared, folder, start, taken, here, stop, bool(resume))
+            _fit(prepared, folder, start, taken, here, stop, bool(former))
         except Interrupted as interruption:
             _keep_settings(prepared, folder, here)
             raise Interrupted(_how_to_go_on(folder)) from interruption
@@ -62,8 +65,14 @@ def _check_precision(config: TftConfig, device: str) -> None:
         raise InputError(f"precision: 16-mixed is not possible on {device} (it has no LSTM in float16); use bf16-mixed or 32") from error
 
 
+def _of_this_launch(output: str) -> Path | None:
+    """The run that restarted workers go on with: the one that their own torchrun began, if it got so far."""
+    return next((folder for folder in sorted(Path(output).glob("*/")) if restarted_in(folder)), None)
+
+
 def _opened(prepared: Prepared, script: str) -> Path:
     folder = new_folder(prepared.config.output_dir, script)
+    begin(folder)
     write_snapshot(folder, prepared.config, prepared.manifest)
     return folder
 

@@ -33,10 +33,20 @@ def goes_on(base: Path, runs: Sequence[Path], *, resume: bool, world: World) -> 
     return world.on_main(lambda: _decide(base, runs, resume))
 
 
+def begin(base: Path) -> None:
+    """Note that this launch begins the run in `base`, a folder of its own. Raises InputError if it cannot be written to."""
+    write_json(base / NOTE, {"launch": _launch(), "set_aside": []})
+
+
+def restarted_in(base: Path) -> bool:
+    """Whether this process is a worker that torchrun restarted, of the very launch that began the run in `base`."""
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return restarted and (read_json(base / NOTE) or {}).get("launch") == _launch()
+
+
 def _decide(base: Path, runs: Sequence[Path], resume: bool) -> bool:
     note, launch = read_json(base / NOTE) or {}, _launch()
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    resume = resume or (restarted and note.get("launch") == launch)
+    resume = resume or restarted_in(base)
     undone = _below(base, note.get("set_aside", []))
     if not resume:
         undone += [name for name in (os.path.relpath(run, base) for run in runs) if name not in undone]

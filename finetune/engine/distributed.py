@@ -60,11 +60,14 @@ class World:
 
 
 @contextmanager
-def world(device: str = "cpu", backend: str | None = None, timeout_s: float = 1800) -> Iterator[World]:
+def world(
+    device: str = "cpu", backend: str | None = None, timeout_s: float = 1800, *, again: str = "The same command with --resume"
+) -> Iterator[World]:
     """Join the process group that torchrun announces through the environment, if any, and leave it at the end.
 
     backend: nccl or gloo; None takes DIST_BACKEND's meaning from the configuration layer: nccl on CUDA, gloo elsewhere.
-    timeout_s: longest wait for another rank. Raises LostRank if one has ended, or takes longer.
+    timeout_s: longest wait for another rank. again: what goes on from the last checkpoint, for a message. Raises LostRank if a rank has
+    ended, or takes longer.
     """
     place = torch.device(device)
     if place.type == "cuda":
@@ -85,7 +88,7 @@ def world(device: str = "cpu", backend: str | None = None, timeout_s: float = 18
             raise
         raise LostRank(
             f"another process of this training has ended, or did not answer for {timeout_s:g} s (distributed.timeout_s); this one ends "
-            f"without saving ({str(error).strip().splitlines()[0][:200]}). The same command with --resume goes on from the last checkpoint"
+            f"without saving ({str(error).strip().splitlines()[0][:200]}). {again} goes on from the last checkpoint"
         ) from error
     finally:
         if owner and dist.is_initialized():

@@ -59,6 +59,16 @@ def weights_error(step: int, name: str, windows: str) -> InputError:
     )
 
 
+def overflows(skipped: int, steps: int) -> str:
+    """Steps of a run that fp16 left out, in words, if any. Raises InputError where it was all of them: nothing was learned."""
+    if skipped and skipped == steps:
+        raise InputError(
+            f"fp16 gradients overflowed in every one of the {steps} steps: no weight has changed, and the best model holds those that "
+            "training began with; use amp: bf16 or off, or train for longer (each such step halves the scale)"
+        )
+    return f"fp16 gradients overflowed in {skipped} of {steps} steps, which changed nothing" if skipped else ""
+
+
 def _bad(source: Source, index: np.ndarray) -> np.ndarray:
     """Which windows hold a bar that is not finite. bool [len(index)]"""
     floats = [value for value in source.gather(index).values() if value.is_floating_point()]

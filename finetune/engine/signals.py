@@ -5,10 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
+
+from .errors import Interrupted
 
 _SIGNALS = [s for name in ("SIGINT", "SIGTERM", "SIGHUP") if (s := getattr(signal, name, None)) is not None]
 _HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
+
+
+class _Now(BaseException):
+    """A signal where nothing waits for a step; no handler of failures is to take it for one."""
 
 
 class StopRequest:
@@ -22,6 +30,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.requested, self.name, self._count, self._former = False, "", 0, {}
         self._screens: list[int] = []
+        self._at_once = False
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
@@ -36,6 +45,23 @@ class StopRequest:
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def at_once(self, told: str) -> Iterator[None]:
+        """Inside, a signal ends the block where it stands, by Interrupted("stopped by SIGTERM {told}"); so does one that came before.
+
+        For what comes after training: there are no steps, nothing is lost, and it may take long.
+        """
+        try:
+            self._at_once = True
+            try:
+                if self.requested:
+                    raise _Now
+                yield
+            finally:
+                self._at_once = False
+        except _Now:
+            raise Interrupted(f"stopped by {self.name} {told}") from None
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._count += 1
         self.requested, self.name = True, signal.Signals(number).name
@@ -46,3 +72,6 @@ class StopRequest:
         if self._count >= 3:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+        if self._at_once:
+            self._at_once = False  # a second one lets the block clean up
+            raise _Now

@@ -165,7 +165,8 @@ def _encode(source: Source, tokenizer: KronosTokenizer, ids: np.ndarray, world: 
         if not x.isfinite().all():  # it would have tokens like any other
             told = "; ".join(source.describe(index[~x.flatten(1).isfinite().all(1).cpu().numpy()][:8]))
             raise InputError(
-                f"bars are not finite, or too large to normalise, in these windows (at most 8 are named): {told}. Mend the bars"
+                "before any step: bars are not finite, or too large to normalise, in these windows (at most 8 are named): "
+                f"{told}. Mend the bars"
             )
         s1, s2 = encode_windows(tokenizer, x)
         ids[index] = torch.stack([s1, s2], -1).cpu().numpy().astype(ids.dtype)

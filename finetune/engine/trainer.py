@@ -21,7 +21,7 @@ from .balance import Balanced, per_item
 from .batches import Micro, plan_epoch, prepared, step_micros, to_device
 from .distributed import World
 from .errors import Interrupted
-from .finite import non_finite_step, non_finite_weights, suspects, weights_error
+from .finite import non_finite_step, non_finite_weights, overflows, suspects, weights_error
 from .optimisation import Stepper, StepResult, autocast
 from .progress import progress
 from .schedule import learning_rate
@@ -116,6 +116,7 @@ class _Loop:
             checkpoint.set_aside(run.checkpoints)
         self.stepper = Stepper(task, settings, world)
         if saved:
+            self.stepper.skipped = self.state.skipped
             self.stepper.optimiser.load_state_dict(saved["optimiser"])
             self.stepper.scaler.load_state_dict(saved["scaler"])
         left = (settings.epochs - self.state.epoch) * self.plan.steps - -(-self.state.window // self.plan.effective_batch)
@@ -153,6 +154,8 @@ class _Loop:
             self.bar.close()
         if self.out and state.best is None and self.val_trouble:
             raise InputError(f"no epoch had a finite validation loss, so there is no best model; {self.val_trouble}")
+        if (told := overflows(state.skipped, state.step)) and self.out:
+            self.out.say(told)
         if self.out and state.best is not None and state.best_epoch < 0:
             self.out.say("no epoch beat the starting weights: best_model holds those; lower the learning rate, or give more bars")
         self.world.barrier()  # rank 0 has saved the best weights before anyone reads them
