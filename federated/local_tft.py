@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,22 @@ def hello(settings: Settings, node: Node) -> dict[str, Any]:
     }
     series = [[info.symbol, info.period] for info in panel.series]
     told = {"name": name, "train": len(data.train), "val": len(data.val), "series": series}
-    return {**told, "vocabulary": data.vocabulary.as_dict(), "labels": counts}
+    return {**told, "vocabulary": data.vocabulary.as_dict(), "labels": counts, **_labelling(panel, manifest, losses)}
+
+
+def _labelling(panel: Panel, manifest: dict[str, Any], targets: Iterable[str]) -> dict[str, Any]:
+    """How the labels were made: definitions and thresholds of these targets, as far as they are noted, for the client's own series."""
+    definitions, thresholds = manifest.get("targets", {}), manifest.get("thresholds", {})
+    own = [f"{info.symbol} {info.period}" for info in panel.series]
+    return {
+        "targets": {name: definitions[name] for name in targets if name in definitions},
+        "thresholds": {name: {s: thresholds[name][s] for s in own if s in thresholds[name]} for name in targets if name in thresholds},
+    }
 
 
 def facts(settings: Settings, hellos: list[dict[str, Any]]) -> dict[str, Any]:
-    """Vocabulary and class weights of the run. Raises InputError where no client has a class."""
+    """Vocabulary and class weights of the run. Raises InputError where no client has a class, or labels of two are not made alike."""
+    _check_labels(hellos)
     of = [told["vocabulary"] for told in hellos]
     vocabulary = {
         "symbols": names(settings.symbols) or sorted({name for v in of for name in v["symbols"]}),
@@ -66,6 +78,23 @@ def facts(settings: Settings, hellos: list[dict[str, Any]]) -> dict[str, Any]:
         raise InputError(f"targets: {', '.join(lacking)} have one class only over all clients; leave them out, or change their definition")
     weights = {target: float(np.clip((known[target] - positives[target]) / positives[target], *BOUNDS)) for target in sorted(known)}
     return {"vocabulary": vocabulary, "positive": weights}
+
+
+def _check_labels(hellos: list[dict[str, Any]]) -> None:
+    """Raises InputError where two clients mean different things by one label: its definition, its horizon, the threshold of a series."""
+    seen: dict[tuple[str, ...], tuple[Any, str]] = {}
+    for told in hellos:
+        for target, how in told["targets"].items():
+            facts: dict[tuple[str, ...], Any] = {(target,): [how.get("name"), how.get("parameters")]}
+            facts |= {(target, "horizon of", period): bars for period, bars in how.get("horizon", {}).items()}
+            facts |= {(target, "threshold of", series): value for series, value in told["thresholds"].get(target, {}).items()}
+            for key, value in facts.items():
+                former, who = seen.setdefault(key, (value, told["name"]))
+                if former != value:
+                    raise InputError(
+                        f"targets: {' '.join(key)} is {former} for {who} and {value} for {told['name']}, so that one label would mean two "
+                        "things; make the data with the same targets section, and targets.thresholds: the targets.json of one client"
+                    )
 
 
 def describe(settings: Settings, node: Node, facts: dict[str, Any]) -> dict[str, Any]:

@@ -279,6 +279,36 @@ def test_the_transformer_is_trained_with_the_vocabulary_of_all_clients(tmp_path)
     assert line["answered"] == [0, 1, 2, 3] and np.isfinite(line["score"]["val_loss"])
 
 
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"targets": {"up": {"name": "up", "parameters": {"quantile": 0.5}, "horizon": {"1h": 3}}}}, "up is"),
+        (
+            {"targets": {"up": {"name": "up", "parameters": {"quantile": 0.7}, "horizon": {"1h": 6}}}},
+            "up horizon of 1h is 3 for one and 6 for two",
+        ),
+        ({"thresholds": {"up": {"BTC 1h": 0.03}}}, "up threshold of BTC 1h is 0.02 for one and 0.03 for two"),
+        ({"thresholds": {"up": {"ETH 1h": 0.03}}}, ""),
+    ],
+)
+def test_labels_that_mean_two_things_are_refused(change, told):
+    from federated.local_tft import facts
+
+    one = {
+        "name": "one",
+        "vocabulary": {"symbols": ["BTC"], "periods": ["1h"], "categories": {}},
+        "labels": {"up": [3, 9]},
+        "targets": {"up": {"name": "up", "parameters": {"quantile": 0.7}, "horizon": {"1h": 3}}},
+        "thresholds": {"up": {"BTC 1h": 0.02}},
+    }
+    both = [one, {**one, "name": "two", **change}]
+    if not told:
+        assert facts(settings.read_settings({}), both)["positive"] == {"up": 2.0}
+        return
+    with pytest.raises(InputError, match=f"targets: {told}.*targets.thresholds: the targets.json of one client"):
+        facts(settings.read_settings({}), both)
+
+
 def test_settings_tell_all_that_is_wrong_in_one_message():
     with pytest.raises(InputError) as error:
         settings.read_settings({"batch-size": 0, "max-latency": "200", "bach-size": 3, "strategy": "mean"})

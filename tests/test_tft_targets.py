@@ -1,12 +1,14 @@
 """Targets: known answers, bars after t only, none beyond the horizon, thresholds from training rows only."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 from bars import make_frame, make_panel
 
 from finetune.data.panel import Panel
-from kronos.errors import InputError
+from kronos.errors import InputError, MissingFileError
 from tft.data_config import TargetsSection
 from tft.target_panel import close_times, target_panel, training_end
 from tft.targets import TARGETS, choose_targets
@@ -137,6 +139,22 @@ def test_thresholds_come_from_training_rows_alone():
     names = list(made.target_names)
     share = made.targets[:known, names.index("target_return_outlier_lower_10")].mean()
     assert share == pytest.approx(0.1, abs=0.01)
+
+
+def test_thresholds_of_another_run_are_taken_as_they_are_and_one_that_lacks_is_named(tmp_path):
+    _, told = target_panel(make_panel(2, 300), section(), quiet)
+    file = tmp_path / "targets.json"
+    file.write_text(json.dumps(told))
+    later = make_panel(2, 200, seed=9)
+    assert target_panel(later, section(), quiet)[1]["thresholds"] != told["thresholds"]
+    assert target_panel(later, section(thresholds=str(file)), quiet)[1]["thresholds"] == told["thresholds"]
+    with pytest.raises(InputError, match=r"has no threshold of target_.* for S02 1h, only S00 1h, S01 1h"):
+        target_panel(make_panel(3, 200), section(thresholds=str(file)), quiet)
+    file.write_text("{}")
+    with pytest.raises(InputError, match="holds no thresholds"):
+        target_panel(later, section(thresholds=str(file)), quiet)
+    with pytest.raises(MissingFileError, match="is not there"):
+        target_panel(later, section(thresholds=str(tmp_path / "none.json")), quiet)
 
 
 def test_the_training_data_end_where_the_configuration_says():

@@ -78,6 +78,11 @@ class TargetsSection(Section):
     val_days: float = key(30.0, "days: length of the validation period, the latest before the test's", ge=0)
     test_days: float = key(0.0, "days: length of the test period, the latest", ge=0)
     train_until: str = key("", "a date such as 2023-01-01 (UTC) that ends the training data; wins over val_mode")
+    thresholds: str = key(
+        "",
+        "a targets.json of target_config.py whose thresholds are taken, so that several desks label alike; empty: of these bars",
+        path="in",
+    )
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if not self.use:

@@ -35,7 +35,8 @@ def main() -> None:
     features, noted = open_with_manifest(config.output.features, f"python tft/indicating.py --config {args.config}")
     panel, manifest = target_panel(features, config.targets, print)
     save_with_manifest(panel, config.output.targets, {**noted, **manifest, "made_by": "target_config.py"})
-    print(f"thresholds come from rows whose future had closed by {manifest['train_until']}")
+    until = f"rows whose future had closed by {manifest['train_until']}"
+    print(f"thresholds come from {config.targets.thresholds or until}")
     print(f"done: {len(panel.target_names)} targets in {config.output.targets}; next: python tft/data_fusion.py --config {args.config}")
 
 

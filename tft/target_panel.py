@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from finetune.data.panel import Panel
+from finetune.engine.files import read_json
 from finetune.engine.splits import time_at_share
-from kronos.errors import InputError
+from kronos.errors import InputError, MissingFileError
 from tft.data_config import TargetsSection
 from tft.rows import Say, columns_named, period_of_series, series_rows
 from tft.targets import Wanted, choose_targets
@@ -58,12 +61,13 @@ def target_panel(panel: Panel, section: TargetsSection, say: Say = print) -> tup
 
     manifest: "train_until" (ISO, UTC), "split" (the keys that led to it), "targets" {column: kind, name, parameters, horizon
     {period: bars}}, "thresholds" {column: {"symbol period": value}}.
-    Raises InputError: unknown targets, missing columns, too little training data, a class target that is all one class.
+    Raises InputError: unknown targets, missing columns, too little training data, a class target that is all one class, a file of
+    thresholds that lacks one. MissingFileError if that file is not there.
     """
     high, low, close = columns_named(panel, ["high", "low", "close"], "targets")
     chosen = {info.period: choose_targets(section.use, info.period, section.horizon) for info in panel.series}
     names = [wanted.column for wanted in next(iter(chosen.values()))]
-    end = training_end(np.asarray(panel.times), section)
+    end, given = training_end(np.asarray(panel.times), section), _given(section.thresholds)
     closes, stretch = close_times(panel), stretches(panel)
     targets = np.full((panel.n_rows, len(names)), np.nan, np.float32)
     thresholds: dict[str, dict[str, float]] = {name: {} for name in names}
@@ -74,9 +78,10 @@ def target_panel(panel: Panel, section: TargetsSection, say: Say = print) -> tup
         for k, wanted in enumerate(chosen[info.period]):
             measure = wanted.measure(*bars, stretch[rows])
             training = _known_by(closes[rows], wanted.horizon, end)
-            threshold = _fitted(wanted, measure, training, f"{info.symbol} {info.period}")
+            series = f"{info.symbol} {info.period}"
+            threshold = _taken(wanted, given, series, section.thresholds) if given else _fitted(wanted, measure, training, series)
             if threshold is not None:
-                thresholds[wanted.column][f"{info.symbol} {info.period}"] = threshold
+                thresholds[wanted.column][series] = threshold
             targets[rows, k] = wanted.values(measure, threshold)
     _say_shares(names, chosen, targets, say)
     manifest = {
@@ -100,6 +105,30 @@ def _fitted(wanted: Wanted, measure: np.ndarray, training: np.ndarray, series: s
         return wanted.fit(measure, training)
     except InputError as error:
         raise InputError(f"{series}, {error}") from None
+
+
+def _given(path: str) -> dict[str, dict[str, float]]:
+    """The thresholds of another run's targets.json, {} where none is named."""
+    if not path:
+        return {}
+    noted = read_json(Path(path))
+    if noted is None:
+        raise MissingFileError(
+            f"targets.thresholds: {path} is not there; it is the targets.json beside the panel of another target_config.py"
+        )
+    if not noted.get("thresholds"):
+        raise InputError(f"targets.thresholds: {path} holds no thresholds; give the targets.json that target_config.py wrote")
+    return noted["thresholds"]
+
+
+def _taken(wanted: Wanted, given: Mapping[str, Mapping[str, float]], series: str, path: str) -> float | None:
+    """The given threshold of a target that has one."""
+    if wanted.target.label is None:
+        return None
+    if series not in given.get(wanted.column, {}):
+        there = ", ".join(sorted(given.get(wanted.column, {}))) or "none of this target"
+        raise InputError(f"targets.thresholds: {path} has no threshold of {wanted.column} for {series}, only {there}")
+    return float(given[wanted.column][series])
 
 
 def _say_shares(names: list[str], chosen: dict[str, list[Wanted]], targets: np.ndarray, say: Say) -> None:
