@@ -9,6 +9,7 @@ from typing import Any
 from kronos import Kronos, KronosTokenizer
 from kronos.errors import InputError
 
+from .allocator import freed_memory_kept
 from .balance import distinct, per_item
 from .distributed import World
 from .errors import Interrupted
@@ -79,6 +80,7 @@ def check_vocabulary(tokenizer: KronosTokenizer, predictor: Kronos) -> None:
         )
 
 
+@freed_memory_kept()
 def train_task(
     name: str,
     task: Task,

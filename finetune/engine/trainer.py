@@ -16,6 +16,7 @@ from kronos.errors import InputError
 
 from . import checkpoint
 from .advice import out_of_memory
+from .allocator import freed_memory_kept
 from .augment import Augmenter
 from .balance import Balanced, per_item
 from .batches import Micro, plan_epoch, prepared, step_micros, to_device
@@ -48,6 +49,7 @@ class FitResult:
     weights: dict[str, torch.Tensor] | None = field(default=None, repr=False)
 
 
+@freed_memory_kept()
 def fit(
     task: Task,
     windows: Splits,
