@@ -97,7 +97,7 @@ def begin(name: str, parser: argparse.ArgumentParser, argv: Sequence[str] | None
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # for the children
     torch.set_num_threads(args.threads)
     flags = "".join(
-        f" --{k.replace('_', '-')} {'PATH' if isinstance(v, Path) else v}"
+        f" --{k.replace('_', '-')} {'PATH' if isinstance(v, Path) else ' '.join(map(str, v)) if isinstance(v, list) else v}"
         for k, v in vars(args).items()
         if k != "out" and v != parser.get_default(k)
     )

@@ -88,7 +88,7 @@ def _peer_drift(args: argparse.Namespace, folder: Path) -> float:
 def _child(kind: str, size: str, batch: str, steps: str, threads: str, folder: str) -> None:
     """One rank: train and save the weights as <kind>-<world>-<rank>."""
     torch.set_num_threads(int(threads))
-    task = _task(kind, size)
+    task = make_task(kind, size)
     with world(timeout_s=300) as here:
         if here.is_main:
             save_file({k: v.clone() for k, v in task.trained().state_dict().items()}, f"{folder}/{kind}-start.safetensors")
@@ -100,7 +100,8 @@ def _child(kind: str, size: str, batch: str, steps: str, threads: str, folder: s
         save_file({k: v.clone() for k, v in task.trained().state_dict().items()}, f"{folder}/{kind}-{here.size}-{here.rank}.safetensors")
 
 
-def _task(kind: str, size: str) -> Task:
+def make_task(kind: str, size: str) -> Task:
+    """The "tokenizer" or "predictor" of a preset size, or small32, with the same random weights at each call."""
     torch.manual_seed(0)
     small = SMALL if size == "small32" else {}
     tokenizer = {**tokenizer_arguments("base"), **small, **({"group_size": 5} if small else {})}

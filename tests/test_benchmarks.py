@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from benchmarks import (
+    communication,
+    cost_laws,
     coverage,
     forecast,
     loader,
     multi_model,
+    networks,
     panel_memory,
     peer,
     ranks,
@@ -90,6 +93,48 @@ def test_weights_of_ranks_are_compared(ranks_here):
     report = ranks.main(["--size", "small32", "--batch", "1", "--steps", "2"])
     assert [row.seen for row in report.rows] == ["0.0e+00", "0.0e+00"]
     assert all(float(told) > 0 for fact, told in report.details.items() if "change in training" in fact), "something was trained"
+
+
+def test_what_two_ranks_send_is_counted_traced_and_told_of_many_gpus(capsys):
+    report = communication.main(
+        ["--sizes", "small32", "--accumulation", "2", "--batch", "1", "--rounds", "1", "--traces", "1", "--amp", "off"]
+    )
+    sent, hidden, speed = report.rows
+    assert sent.passed and "226," in sent.seen, "the bytes of the hook, of the trace and of the parameters are the same"
+    assert "%" in hidden.seen and "x one process" in speed.seen
+    told = report.details["small32: on many GPUs"]
+    assert "8 GPUs (NVLink)" in told and "2 x 8 GPUs (400 Gb/s" in told and "Assumed" in told
+    assert "--sizes small32 --accumulation 2 --batch 1" in capsys.readouterr().out
+
+
+def test_a_bucket_waits_for_the_one_before_it_and_only_what_is_left_after_the_backward_pass_shows():
+    wire = networks.Network("wire", 2, bandwidth_gbs=1.0, latency_us=0.0)  # two ranks send each byte once: 1 MB takes 1 ms
+    early, late = networks.Bucket(0.5, 3e6), networks.Bucket(1.0, 1e6)
+    assert networks.exposed_s([early, late], 0.010, wire) == pytest.approx(0.001), "the first is done before the second is ready"
+    assert networks.exposed_s([early, late], 0.002, wire) == pytest.approx(0.003), "begun after 1 ms, 4 ms in all, 2 of them hidden"
+    batch = networks.smallest_batch([early, late], 1e-3, wire, share=0.1)
+    shares = [networks.share_exposed([early, late], n * 1e-3, wire) for n in (batch - 1, batch)]
+    assert shares[0] > 0.1 >= shares[1]
+
+
+def test_intervals_that_overlap_count_once():
+    assert networks.length([(0, 2), (1, 3), (5, 6)]) == 4
+    assert networks.common_length([(0, 2), (1, 3)], [(2, 10)]) == 1
+
+
+def test_costs_are_measured_at_every_size_in_processes_of_their_own_and_told_as_laws(capsys):
+    report = cost_laws.main(["--laws", "split-bars", "gather-context", "--shrink", "20", "--rounds", "1", "--clock", "cpu"])
+    assert ["time" in row.measure for row in report.rows] == [True, False, True]
+    assert "grows as n^" in capsys.readouterr().out and "too little to fit" in report.rows[1].seen
+
+
+def test_a_power_law_is_found_with_its_uncertainty_and_a_worse_one_fails():
+    n = [100, 200, 400, 800, 1600]
+    exact = cost_laws.power_law(n, [3.0 * k**1.5 for k in n])
+    assert exact.exponent == pytest.approx(1.5) and exact.half == pytest.approx(0, abs=1e-9)
+    noisy = cost_laws.power_law(n, [k * f for k, f in zip(n, (1.1, 0.9, 1.05, 0.95, 1.0), strict=True)])
+    assert abs(noisy.exponent - 1) < noisy.half < 0.3
+    assert not cost_laws._row("squares", n, 1.1, cost_laws.power_law(n, [k**2 for k in n])).passed
 
 
 def test_what_a_killed_run_left_is_read_and_compared(monkeypatch):
