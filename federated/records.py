@@ -67,7 +67,7 @@ class Records:
         """Write a round down and say it."""
         self.all.append(record)
         file = LineFile(self.path)
-        file.write(_line(record.plain()).rstrip("\n"))
+        file.line(_line(record.plain()).rstrip("\n"))
         file.close()
         numbers = {
             "asked": len(record.asked),

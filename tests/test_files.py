@@ -141,8 +141,8 @@ def test_a_torn_last_line_is_left_out_and_an_earlier_damaged_one_is_named(tmp_pa
 
 def test_a_line_file_appends_and_what_was_written_is_there_before_it_is_closed(tmp_path):
     first, second = LineFile(tmp_path / "log"), LineFile(tmp_path / "log")
-    first.write("one")
-    second.write("zwölf")
+    first.line("one")
+    second.line("zwölf")
     assert (tmp_path / "log").read_text(encoding="utf-8") == "one\nzwölf\n"
     for lines in (first, second, second):
         lines.close()
@@ -152,7 +152,7 @@ def test_a_line_file_appends_and_what_was_written_is_there_before_it_is_closed(t
 def test_a_line_on_a_full_disk_is_an_error_that_names_the_file():
     lines = LineFile("/dev/full")
     with pytest.raises(InputError, match="cannot write /dev/full: the disk is full"):
-        lines.write("a line")
+        lines.line("a line")
     lines.close()
 
 

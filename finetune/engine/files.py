@@ -73,7 +73,7 @@ class GrowingFile:
         with explained(self.path):
             self._handle = open(self.path, "ab", buffering=0)  # noqa: SIM115  lives as long as this object
 
-    def append(self, data: bytes) -> None:
+    def write(self, data: bytes) -> None:
         """Adds `data` at the end."""
         left = memoryview(data)
         with explained(self.path):
@@ -88,9 +88,9 @@ class GrowingFile:
 class LineFile(GrowingFile):
     """A text file that grows line by line."""
 
-    def write(self, line: str) -> None:
-        """Appends `line` and a line end."""
-        self.append(line.encode("utf-8") + b"\n")
+    def line(self, line: str) -> None:
+        """Adds `line` and a line end."""
+        self.write(line.encode("utf-8") + b"\n")
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any] | None:

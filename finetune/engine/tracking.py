@@ -131,7 +131,7 @@ class Run:
         line = {"step": int(step), "epoch": epoch, "split": split, "time_s": round(self.wall_time_s, 3), **numbers}
         if self._metrics is None:
             self._metrics = LineFile(self._metrics_path)
-        self._metrics.write(_json_line(line))
+        self._metrics.line(_json_line(line))
         if self._board is None:
             self._open_board()
         if self._board:
@@ -176,7 +176,7 @@ class Run:
     def note(self, text: str) -> None:
         """A line for the log file only."""
         if self.is_main and self._log_file is not None:
-            self._log_file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}")
+            self._log_file.line(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}")
 
     def status(self, state: str, *, in_place: bool = False, **fields: Any) -> None:
         """Writes status.json. state: running, done, interrupted or failed; `exit_code` follows from it unless given in `fields`.
