@@ -6,7 +6,7 @@ waits for its tokenizer, and a model that starts from another model's weights wa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -272,20 +272,27 @@ def _times(*files: Path) -> list[float]:
 def _problems(jobs: Sequence[Job], configs: Mapping[str, ModelConfig]) -> Iterator[str]:
     """What is missing that no job of the plan makes."""
     prepared = {job.model for job in jobs if job.stage == "prepare"}
+    to_come = {(job.folder / "best_model").absolute() for job in jobs if job.stage in ("tokenizer", "predictor")}
     told: set[str] = set()
     for job in jobs:
-        config = configs[job.model]
-        if job.done:
-            continue
-        checks: list[Callable[[], object]] = [config.check_source] if job.stage == "prepare" else [config.check_device]
-        if job.stage != "prepare" and job.model not in prepared and not any(need.endswith("-prepare") for need in job.needs):
-            checks.append(config.check_data)
-        if job.stage == "predictor" and not any(need.endswith("-tokenizer") for need in job.needs):
-            checks.append(partial(find_tokenizer, config, lambda text: None))
-        for check in checks:
+        for check in () if job.done else _checks(job, configs[job.model], prepared, to_come):
             try:
                 check()
             except (InputError, MissingFileError) as error:
                 if str(error) not in told:
                     told.add(str(error))
                     yield str(error)
+
+
+def _checks(job: Job, config: ModelConfig, prepared: Container[str], to_come: Container[Path]) -> list[Callable[[], object]]:
+    """What must hold before a job is begun. prepared: models whose bars the plan makes; to_come: weights that it makes."""
+    if job.stage == "prepare":
+        return [config.check_source]
+    checks: list[Callable[[], object]] = [config.check_device]
+    if job.model not in prepared and not any(need.endswith("-prepare") for need in job.needs):
+        checks.append(config.check_data)
+    if job.stage in ("tokenizer", "predictor"):
+        checks.append(partial(config.check_weights, job.stage, to_come))
+    if job.stage == "predictor" and not any(need.endswith("-tokenizer") for need in job.needs):
+        checks.append(partial(find_tokenizer, config, lambda text: None))
+    return checks

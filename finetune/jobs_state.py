@@ -32,7 +32,7 @@ class RunState:
     def _first(self, job: Job, before: dict[str, Any]) -> dict[str, Any]:
         same = {"model": job.model, "stage": job.stage, "needs": list(job.needs), "folder": str(job.folder), "log": str(self.log(job))}
         earlier = {"seconds": before.get("seconds", 0.0), "attempts": before.get("attempts", 0)}
-        state, reason = (DONE, before.get("reason") or "was there already") if job.done else (WAITING, "")
+        state, reason = (DONE, "was there already") if job.done else (WAITING, "")
         return {**same, **earlier, "state": state, "code": 0 if job.done else None, "reason": reason}
 
     def log(self, job: Job) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from os import environ
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -227,6 +227,16 @@ class ModelConfig(PipelineConfig):
             self.device.pick()
         except InputError as error:
             raise InputError(f"{error}. Without it, {without_gpu(self.training, self.parameters('predictor') or 0)}") from None
+
+    def check_weights(self, stage: Stage, to_come: Container[Path] = ()) -> None:
+        """Raises MissingFileError if the weights that a stage starts from are a folder that is not there, nor one of those to come."""
+        name = self.starts_from(stage)
+        pretrained = self.experiment.pre_trained_tokenizer if stage == "tokenizer" else self.experiment.pre_trained_predictor
+        if pretrained and not (presets.may_be_hub_id(name) or Path(name).is_dir() or Path(name).absolute() in to_come):
+            raise MissingFileError(
+                f"{self.name}: model_paths.pretrained_{stage} (or KRONOS_{stage.upper()}_PATH): there is no folder {name!r}; give one that "
+                f"holds config.json and model.safetensors, or a hub id such as {next(iter(presets.HUB_IDS[stage].values()))}"
+            )
 
     def check_source(self) -> None:
         """Raises MissingFileError if the finer bars are not there, InputError if their files cannot be told apart."""

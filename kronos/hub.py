@@ -1,7 +1,6 @@
 """From a folder name or hub id to a local folder; fails within seconds when the hub cannot be reached."""
 
 import os
-import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +10,8 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from huggingface_hub.utils import get_session
 
 from kronos.errors import InputError, MissingFileError
+from kronos.presets import may_be_hub_id
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PROBE_S = 6.0  # seconds to wait for a first answer of the hub; its own library would retry for half a minute
 
 
@@ -27,7 +26,7 @@ def find_folder(name: str | Path, files: Sequence[str], revision: str | None = N
         return path
     if os.path.isfile(path):
         raise InputError(f"{name} is a file: give the folder that holds {' and '.join(files)}")
-    if not _HUB_ID.fullmatch(str(name)):
+    if not may_be_hub_id(str(name)):
         raise MissingFileError(
             f"there is no folder {str(name)[:300]!r}: give one that holds {' and '.join(files)}, or a hub id such as NeoQuasar/Kronos-mini"
         )

@@ -1,5 +1,6 @@
 """Constructor arguments of the published sizes (arXiv 2508.02739), and the hub ids and contexts that go with them."""
 
+import re
 from typing import Any
 
 from kronos.errors import InputError
@@ -44,6 +45,13 @@ HUB_IDS = {
     "tokenizer": {"base": "NeoQuasar/Kronos-Tokenizer-base", "2k": "NeoQuasar/Kronos-Tokenizer-2k"},
     "predictor": {"mini": "NeoQuasar/Kronos-mini", "small": "NeoQuasar/Kronos-small", "base": "NeoQuasar/Kronos-base"},
 }
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def may_be_hub_id(name: str) -> bool:
+    """Whether a name that is no folder could be a hub repository's: owner/name."""
+    return bool(_HUB_ID.fullmatch(name))
 
 
 def tokenizer_arguments(size: str) -> dict[str, Any]:

@@ -83,6 +83,18 @@ def test_missing_bars_and_a_missing_tokenizer_are_told_with_the_commands_that_ma
     assert not (tmp_path / "logs").exists()
 
 
+def test_weights_to_start_from_that_are_not_there_are_told_before_anything_starts(tmp_path):
+    gone = str(tmp_path / "gone")
+    paths = {"pretrained_tokenizer": "./nowhere", "pretrained_predictor": gone}
+    manager = models(tmp_path, "a", experiment={"pre_trained": True}, model_paths=paths)
+    told = plan_of(manager, "a").problems
+    assert len(told) == 2 and "model_paths.pretrained_tokenizer (or KRONOS_TOKENIZER_PATH): there is no folder" in told[0]
+    assert f"KRONOS_PREDICTOR_PATH): there is no folder '{gone}'" in told[1] and "a hub id such as NeoQuasar/Kronos-mini" in told[1]
+    Path(gone).mkdir()
+    assert len(plan_of(manager, "a").problems) == 1
+    assert plan([manager.load_config("a", ["model_paths.pretrained_tokenizer=NeoQuasar/Kronos-Tokenizer-2k"])]).problems == ()
+
+
 def test_bars_that_were_made_with_other_settings_are_to_be_made_again_and_what_was_trained_on_them_too(tmp_path):
     manager = models(tmp_path, "a")
     make_frame(50).to_csv(tmp_path / "models" / "bars.csv", index=False)

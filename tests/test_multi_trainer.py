@@ -7,6 +7,7 @@ import os
 import signal
 import struct
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,14 @@ def test_the_report_sets_models_side_by_side_and_tells_failures_with_the_last_li
     numbers = read_json(tmp_path / "logs" / "training_report_run.json")
     assert numbers["skill"]["m1"]["overall"] == 0.1 and numbers["models"]["m4"]["lookback"] == 12
     assert (tmp_path / "logs" / "training_report_run.png").stat().st_size > 10_000
+
+
+def test_what_failed_before_and_is_there_now_does_not_keep_its_former_reason(tmp_path):
+    manager = models(tmp_path, "a")
+    first = session_of(Wish(), manager, CPU).plan.jobs[0]
+    RunState(tmp_path / "run", [first]).set(first, "failed", reason="error: no space", code=1)
+    again = RunState(tmp_path / "run", [replace(first, done=True)], resume=True)
+    assert (again.of(first.name), again.jobs[first.name]["reason"]) == ("done", "was there already")
 
 
 def test_the_report_tells_what_the_macro_report_found_or_why_there_is_none(tmp_path):
