@@ -21,7 +21,7 @@ from federated.network import NetworkSettings, emulate
 from federated.privacy import Mechanism, SystemNoise
 from federated.secure.client import answer, is_secure
 from federated.secure.terms import STAGES
-from federated.settings import Settings, package_version, read_settings
+from federated.settings import ROOT, Settings, package_version, read_settings
 from federated.task import Local, Node
 from federated.update import ARRAYS, CLIENT, CONFIG, PARTITION, VERSION, Update, content_of, from_record
 from kronos.errors import InputError
@@ -32,9 +32,20 @@ app = ClientApp()
 
 
 def settings_of(context: Context) -> Settings:
-    """The run's settings as this node has them: its node_config may name another client-version (it is its own to tell)."""
-    own = {name: context.node_config[name] for name in ("client-version",) if name in context.node_config}
-    return read_settings({**context.run_config, **own})
+    """The run's settings as this node has them: client-version and model-config are its own to tell, in its node_config.
+
+    Raises InputError where a node with bars of its own is sent to a file that is neither its own choice nor its package's: what is wrong
+    with a file is told to the server, and would tell what is in it.
+    """
+    own = {name: context.node_config[name] for name in ("client-version", "model-config") if name in context.node_config}
+    settings = read_settings({**context.run_config, **own})
+    theirs = "model-config" not in own and not settings.yaml.resolve().is_relative_to(ROOT / "configs")
+    if theirs and "data-path" in context.node_config:
+        raise InputError(
+            f"model-config: this node reads {ROOT / 'configs'} and what its owner names, not what a server does; its owner may add "
+            'model-config="FILE" to --node-config'
+        )
+    return settings
 
 
 def node_of(context: Context) -> Node:

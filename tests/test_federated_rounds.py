@@ -364,29 +364,3 @@ def test_a_secure_message_keeps_its_arrays_as_bytes():
     arrays = {"b": np.ones((2, 3), np.float32), "a": np.zeros(1, np.float32)}
     record = client_app.packed(arrays)
     assert isinstance(record, ConfigRecord) and same(client_app.unpacked(record), arrays)
-
-
-@pytest.mark.parametrize(
-    "insists, run, told",
-    [
-        ({"require-secure": True}, {}, "require-secure"),
-        ({"min-dp-noise": 0.5}, {"dp_sigma": 0.25}, "min-dp-noise"),
-        ({"min-dp-noise": 0.5}, {"dp_sigma": 1.0, "dp_mode": "server"}, "min-dp-noise"),
-    ],
-)
-def test_a_node_whose_owner_insists_on_privacy_does_no_work_for_a_run_that_gives_less(yaml, tmp_path, insists, run, told):
-    asked = tiny.settings(yaml, tmp_path / "run", num_server_rounds=1, **run)
-    grid = tiny.grid(asked)
-    grid._contexts[2].node_config.update(insists)  # the second node's owner
-    rounds.federate(grid, asked)
-    line = read_json_lines(tmp_path / "run" / "rounds.jsonl")[0]
-    assert line["answered"] == [0, 2] and told in line["failed"]["1"]
-    assert (1 in line["evaluated"]) == ("require-secure" not in insists), "a loss in clear tells of its bars too"
-
-
-def test_a_node_that_insists_on_secure_aggregation_and_on_noise_works_for_a_run_that_has_both(yaml, tmp_path):
-    asked = tiny.settings(yaml, tmp_path / "run", num_server_rounds=1, secure=True, dp_sigma=1.0)
-    grid = tiny.grid(asked)
-    grid._contexts[2].node_config.update({"require-secure": True, "min-dp-noise": 0.5})
-    rounds.federate(grid, asked)
-    assert read_json_lines(tmp_path / "run" / "rounds.jsonl")[0]["answered"] == [0, 1, 2]
