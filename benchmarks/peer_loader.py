@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from benchmarks.common import timed
+from benchmarks.common import HORIZON, LOOKBACK, timed
 from benchmarks.peer import serve
 
 NAMES = ("open", "high", "low", "close", "volume", "amount")
@@ -25,12 +25,14 @@ def load(folder: str, threads: int, kinds: list[str], per_epoch: int) -> dict[st
     torch.set_num_threads(threads)
     with np.load(f"{folder}/bars.npz") as saved:
         features, times = saved["features"], saved["times"]
-    makers = {"csv": _csv, "qlib": _qlib}
+    makers = {"csv": csv_set, "qlib": qlib_set}
     _state.update({kind: makers[kind](Path(folder), features, times, per_epoch) for kind in kinds})
     return {kind: len(_state[kind]) for kind in kinds}
 
 
-def _csv(folder: Path, features: np.ndarray, times: np.ndarray, per_epoch: int) -> Dataset:
+def csv_set(
+    folder: Path, features: np.ndarray, times: np.ndarray, per_epoch: int, lookback: int = LOOKBACK, horizon: int = HORIZON
+) -> Dataset:
     """All symbols one after another in one file with times that go on: the form its CSV trainer reads (its windows then cross symbols)."""
     from finetune_base_model import CustomKlineDataset
 
@@ -39,11 +41,13 @@ def _csv(folder: Path, features: np.ndarray, times: np.ndarray, per_epoch: int) 
     frame.insert(0, "timestamps", pd.to_datetime(times[0] + step * np.arange(len(frame))))
     frame.to_csv(folder / "bars.csv", index=False)
     return CustomKlineDataset(
-        str(folder / "bars.csv"), "train", lookback_window=90, predict_window=10, train_ratio=0.8, val_ratio=0.2, test_ratio=0.0
+        str(folder / "bars.csv"), "train", lookback_window=lookback, predict_window=horizon, train_ratio=0.8, val_ratio=0.2, test_ratio=0.0
     )
 
 
-def _qlib(folder: Path, features: np.ndarray, times: np.ndarray, per_epoch: int) -> Dataset:
+def qlib_set(
+    folder: Path, features: np.ndarray, times: np.ndarray, per_epoch: int, lookback: int = LOOKBACK, horizon: int = HORIZON
+) -> Dataset:
     """A pickled dictionary of frames: the form its Qlib trainer reads. per_epoch: its n_train_iter."""
     import dataset
 
@@ -56,6 +60,7 @@ def _qlib(folder: Path, features: np.ndarray, times: np.ndarray, per_epoch: int)
     def configured() -> Any:
         config = published()
         config.dataset_path, config.n_train_iter = str(folder), per_epoch
+        config.lookback_window, config.predict_window = lookback, horizon
         return config
 
     dataset.Config = configured
