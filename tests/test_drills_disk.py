@@ -14,7 +14,7 @@ from kronos.errors import InputError
 
 @pytest.mark.slow
 def test_a_disk_that_is_full_or_read_only_costs_one_message_and_nothing_that_was_saved():
-    drill("disk", "--rounds", "5", "--seed", "5")
+    drill("disk", "--rounds", "6", "--seed", "6")
 
 
 @pytest.mark.parametrize("error, state", [(InputError("the disk is full"), "failed"), (ZeroDivisionError("x" * 9000), "failed")])

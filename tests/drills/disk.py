@@ -1,21 +1,26 @@
 """The disk fills up, or may no longer be written to, at any moment: one message, exit code 2, nothing lost, and --resume goes on.
 
 "tmpfs": a real file system of a drawn size. "inodes": one with room for so many files. "full at": the file system is filled to the last
-page before the n-th operation on a file. "limit": no file may grow beyond a drawn size (ulimit -f). "read-only": all output folders lose
-their write permission before the n-th operation. Mounting needs root or user namespaces; where there are neither, only the last two run.
+page before the n-th operation on a file. "cache": the token cache, which is memory-mapped, lies on a file system with room for a part of
+it: without room that was set aside, the write to a page that has none would end the process (SIGBUS). "limit": no file may grow beyond a
+drawn size (ulimit -f). "read-only": all output folders lose their write permission before the n-th operation. Mounting needs root or user
+namespaces; where there are neither, only the last two run.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import random
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +29,7 @@ from finetune.engine.files import read_json
 from finetune.engine.places import newest_last
 from tests.drills import common
 from tests.drills.common import STAGES, Failed, Round, differences, expect
-from tests.drills.kill import COMMANDS, Reference, at_operation, reference
+from tests.drills.kill import COMMANDS, Command, Reference, at_operation, reference
 
 _INSIDE = "KRONOS_DRILL_MOUNTS"  # set in the private mount namespace: 1 if mounting works there
 _PAGE = 4096
@@ -57,7 +62,7 @@ def _check_failed(ended: common.Ended, base: Path, told: tuple[str, ...]) -> Non
 def _goes_on(of: Reference, arguments: list[str], base: Path, log: Path) -> None:
     ended = common.run([*arguments, "--resume"], log)
     expect(ended.code == 0, f"--resume ended with {ended.code}:\n{ended.text[-3000:]}")
-    told = differences(of.results, common.results(base))
+    told = differences(of.results, of.command.results_of(base))
     expect(not told, f"not the bits of the undisturbed run: {told[:5]}\n{ended.text[-2000:]}")
     expect(not common.leftovers(base), f"left behind: {common.leftovers(base)}")
 
@@ -100,6 +105,34 @@ def filled(of: Reference, seed: int, folder: Path) -> None:
         _umount(out)
 
 
+def cache(of: Reference, seed: int, folder: Path) -> None:
+    """A file system that has no room for all tokens of the predictor's windows."""
+    arguments, base = of.command.arguments(folder, of.tokenizer), of.command.base(folder)
+    whole = of.command.base(folder.parent / "reference-cache" / "whole") / STAGES[1] / "cache"
+    pages = sum(path.stat().st_size for path in whole.rglob("ids.npy")) // _PAGE
+    place = base / STAGES[1] / "cache"
+    place.mkdir(parents=True)
+    _mount(place, f"size={random.Random(seed).randint(1, pages - 1) * _PAGE}")
+    try:
+        ended = common.run(arguments, folder / "log")
+        expect(ended.code != -signal.SIGBUS, "SIGBUS")
+        _check_failed(ended, base, _FULL)
+        _mount(place, "remount", f"size={_ROOM}")
+        _goes_on(of, arguments, base, folder / "log-2")
+    finally:
+        _umount(place)
+
+
+def _cached(command: Command) -> Command:
+    """With windows enough for a cache of many pages, in one epoch's time."""
+
+    def arguments(folder: Path, tokenizer: Path | None = None, **changes: Any) -> list[str]:
+        more = dict(bars=500, training__basemodel_epochs=2, training__batch_size=64, training__cache_tokens="on")
+        return command.arguments(folder, tokenizer, **more, **changes)
+
+    return replace(command, arguments=arguments, former={})
+
+
 def limited(of: Reference, seed: int, folder: Path) -> None:
     """A limit on the size of each file; above what the log of the command itself needs."""
     size = random.Random(seed).randint(16_000, 100_000)
@@ -135,10 +168,17 @@ def kinds(folder: Path) -> dict[str, Round]:
     used = sum(-(-p.stat().st_size // _PAGE) + 1 for p in of.command.base(folder / "whole").rglob("*"))
     files = sum(1 for _ in of.command.base(folder / "whole").rglob("*"))
     made: dict[str, Round] = {}
+
+    @functools.cache
+    def cached() -> Reference:
+        tokenizer = of.command.base(folder / "whole") / STAGES[0] / "best_model"
+        return reference(_cached(COMMANDS[2]), folder / "reference-cache", tokenizer)
+
     if os.environ.get(_INSIDE) == "1":
         made["tmpfs"] = lambda seed, place: small(of, lambda draw: f"size={draw.randint(1, used) * _PAGE}", f"size={_ROOM}", seed, place)
         made["inodes"] = lambda seed, place: small(of, lambda draw: f"nr_inodes={draw.randint(2, files)}", "nr_inodes=10000", seed, place)
         made["full at"] = lambda seed, place: filled(of, seed, place)
+        made["cache"] = lambda seed, place: cache(cached(), seed, place)
     made["limit"] = lambda seed, place: limited(of, seed, place)
     made["read-only"] = lambda seed, place: read_only(of, seed, place)
     return made
