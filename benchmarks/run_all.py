@@ -1,11 +1,13 @@
-"""Every benchmark, one after another in a process of its own, and one page with the table: what to reach, what was seen, passed or not."""
+"""Every benchmark, one after another in a process of its own, and one page with the table: what to reach, what was seen, passed or not.
+
+Beside the page lies each benchmark's report as JSON, <date>-<name>.json: `python -m benchmarks.ratios` reads those.
+"""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,11 +20,11 @@ from finetune.engine.files import write_text
 from .common import ROOT, Report, Row, as_text, clock_argument, parser_for
 
 NAMES = (
-    *("loader", "coverage", "train_step", "ranks", "resume", "panel_memory"),
+    *("loader", "coverage", "train_step", "ranks", "communication", "resume", "panel_memory", "cost_laws"),
     *("forecast", "serve", "qlib_data", "day_forecasts", "backtest", "kaggle_data"),
-    *("multi_model", "tft"),
+    *("multi_model", "tft", "federated", "secure_aggregation"),
 )
-TIMED = ("loader", "train_step", "forecast", "day_forecasts", "backtest", "tft")  # these take --clock
+TIMED = ("loader", "train_step", "cost_laws", "forecast", "day_forecasts", "backtest", "tft")  # these take --clock
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,17 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, help="where panel_memory makes or reuses its panel (default: a temporary folder)")
     clock_argument(parser)
     args = parser.parse_args(argv)
-    out = args.out or ROOT / "benchmarks" / "results" / f"{time.strftime('%Y-%m-%d')}-cpu.md"
+    out = (args.out or ROOT / "benchmarks" / "results" / f"{time.strftime('%Y-%m-%d')}-cpu.md").absolute()
     peers = dict.fromkeys(NAMES, args.peer) | {"tft": args.tft_peer}
     common = {name: [*(["--peer", str(peer.absolute())] if peer else []), "--threads", str(args.threads)] for name, peer in peers.items()}
     own = {"panel_memory": ["--folder", str(args.folder)] if args.folder else [], **{name: ["--clock", args.clock] for name in TIMED}}
-    with tempfile.TemporaryDirectory() as folder:
-        reports = [_run(name, [*common[name], *own.get(name, [])], Path(folder)) for name in args.only]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    reports = [_run(name, [*common[name], *own.get(name, [])], out.parent) for name in args.only]
     text = page(
         reports, "python -m benchmarks.run_all" + (" --peer PATH" if args.peer else "") + (" --clock cpu" if args.clock == "cpu" else "")
     )
     print(text)
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, text)
     print(f"written to {out}")
     return 0 if all(row["passed"] for report in reports for row in report["rows"]) else 1
@@ -51,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(name: str, arguments: list[str], folder: Path) -> dict[str, Any]:
     """One benchmark in a fresh process; its report as saved. One that breaks down is a failed row, so that the others are not lost."""
-    out = folder / f"{name}.json"
+    out = folder / f"{time.strftime('%Y-%m-%d')}-{name}.json"
+    out.unlink(missing_ok=True)  # what an earlier run saved is not this one's
     done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *arguments, "--out", str(out)], cwd=ROOT)
     if done.returncode == 0:
         return json.loads(out.read_text())

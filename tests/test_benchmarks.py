@@ -19,6 +19,7 @@ from benchmarks import (
     panel_memory,
     peer,
     ranks,
+    ratios,
     resume,
     run_all,
     tft,
@@ -220,6 +221,46 @@ def test_a_benchmark_that_breaks_down_is_a_failed_row_and_the_page_is_still_writ
     """It breaks down because the peer is not a checkout."""
     assert run_all.main(["--only", "coverage", "--peer", str(tmp_path), "--out", str(tmp_path / "page.md")]) == 1
     assert "broke down with exit code 2" in (tmp_path / "page.md").read_text()
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Reports of two dates, and a page to write into."""
+
+    def report(date, name, command="", **row):
+        given = {"measure": "speed", "reach": ">= 2.5x", "seen": "3x", "passed": True, "peer": "29 windows/s", "ratio": 3.0} | row
+        told = {"name": name, "command": command or f"python -m benchmarks.{name}", "rows": [given], "details": {}}
+        told["machine"] = {"date": date, "cores": 2, "threads": 1, "torch": "2"}
+        return json.dumps(told)
+
+    (tmp_path / "2026-01-01-loader-wall.json").write_text(report("2026-01-01", "loader", seen="old"))
+    (tmp_path / "2026-01-02-loader.json").write_text(
+        report("2026-01-02", "loader", reach=">= 250,000", peer="2,500", ratio=90.0, passed=False)
+    )
+    (tmp_path / "2026-01-01-tft.json").write_text(report("2026-01-01", "tft"))
+    (tmp_path / "2026-01-01-tft-quality.json").write_text(report("2026-01-01", "tft", measure="final validation loss"))
+    (tmp_path / "page.md").write_text(f"before\n{ratios.BEGIN}\nold\n{ratios.END}\nafter\n")
+    return tmp_path
+
+
+def test_the_newest_report_of_each_benchmark_is_in_the_table_and_in_the_picture(saved):
+    arguments = ["--results", str(saved), "--page", str(saved / "page.md"), "--picture", str(saved / "ratios.png")]
+    ratios.main(arguments)
+    page = (saved / "page.md").read_text()
+    assert page.startswith("before") and page.endswith("after\n") and "old" not in page, "the table is replaced, the rest is kept"
+    assert "2026-01-02-loader.json" in page and "**missed**" in page and "2026-01-01-tft-quality.json" in page
+    assert "[coverage](coverage.py)" in page and "no saved report" in page
+    assert (saved / "ratios.png").read_bytes()[:4] == b"\x89PNG"
+    ratios.main(arguments)
+    assert (saved / "page.md").read_text() == page, "written twice it is the same"
+
+
+def test_a_goal_is_a_ratio_where_the_peer_has_a_figure_of_the_same_kind(saved):
+    loader, tft = ratios.bars(ratios.newest(saved))  # the loss is no speed
+    assert loader == ("loader: speed", 90.0, 100.0, False) and tft.goal == 2.5
+    seconds = {"reach": "<= 0.5 s", "peer": "1.43 s"}
+    assert ratios.goal_of(seconds) == pytest.approx(2.86)
+    assert np.isnan(ratios.goal_of({"reach": "-", "peer": "29 windows/s"}))
 
 
 class _HalfHere:

@@ -24,7 +24,7 @@ from kronos import save_module
 
 ROOT = Path(__file__).resolve().parents[1]
 READMES = ("README.md", "README_CN.md")
-DOCUMENTS = (*READMES, "CONTRIBUTING.md", "docs/log.md")
+DOCUMENTS = (*READMES, "CONTRIBUTING.md", "docs/log.md", "benchmarks/README.md")
 AGAIN = 'python -c "from finetune.engine.config import key_table; from finetune_csv.config import CsvConfig; print(key_table(CsvConfig))"'
 _BLOCK = re.compile(r"^( *)(?:<!-- (\w+) -->\n\1)?```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _CJK = re.compile(r"[\u4e00-\u9fff]")
