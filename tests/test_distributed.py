@@ -1,8 +1,17 @@
 """Two gloo ranks against one process: the same gradients, the same weights, the same decisions."""
 
+import numpy as np
 import pytest
+import tiny
 import torch
+import torch.distributed as dist
 from ranks import TESTS, run_ranks
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+from benchmarks.ranks import make_task
+from finetune.engine.batches import Micro
+from finetune.engine.distributed import World
+from finetune.engine.optimisation import Stepper
 
 
 def results(what, out, size):
@@ -38,3 +47,20 @@ def test_two_ranks_fill_one_token_cache_and_train_from_it_as_without(tmp_path):
     for rank in results("cached", tmp_path, 2):
         for name in [n for n in rank if n.startswith("on.")]:
             assert torch.equal(rank[name], rank["off" + name[2:]])
+
+
+def test_gradients_of_a_small_model_set_out_in_pieces_before_the_backward_pass_ends(tmp_path):
+    """torch's own pieces of 25 MiB would hold all of them, so that nothing could be sent meanwhile."""
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        task = make_task("predictor", "mini").train()
+        stepper, sizes = Stepper(task, tiny.settings(batch_size=1), World(size=2)), []
+        stepper.model.register_comm_hook(None, lambda _, bucket: sizes.append(bucket.buffer().nbytes) or allreduce_hook(None, bucket))
+        batch = {name: torch.zeros(1, 9, dtype=torch.int64) for name in ("s1", "s2")} | {"stamps": torch.zeros(1, 9, 5, dtype=torch.uint8)}
+        for step in (1, 2):  # torch puts the pieces in the order of the backward pass after the first
+            sizes.clear()
+            stepper.step([(Micro(np.arange(1), 0, True), batch)], step, 1e-3, stop=False)
+        gradients = sum(4 * p.numel() for p in task.predictor.parameters())
+        assert sum(sizes) == gradients and sizes[-1] < gradients / 4
+    finally:
+        dist.destroy_process_group()

@@ -21,6 +21,7 @@ from .task import Outcome, Task
 
 # buffers are constants here (rotary frequencies, powers of two); torch 2.13 renamed the switch that keeps DDP from sending them every step
 _BUFFER_SWITCH = "forward_sync_buffers" if "forward_sync_buffers" in signature(DistributedDataParallel).parameters else "broadcast_buffers"
+_FEWEST_MIB, _MOST_MIB, _PIECES = 3.0, 25.0, 32  # of the gradients that ranks send together; see `_bucket_mib`
 _AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -58,8 +59,7 @@ class Stepper:
         if settings.compile:
             trained.compile()
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.tf32
-        device_ids = [world.device] if world.device.type == "cuda" else None
-        self.model: nn.Module = DistributedDataParallel(task, device_ids=device_ids, **{_BUFFER_SWITCH: False}) if world.size > 1 else task
+        self.model: nn.Module = self._spread(world) if world.size > 1 else task
 
     def step(self, micros: Sequence[tuple[Micro, dict[str, torch.Tensor]]], step: int, rate: float, stop: bool) -> StepResult:
         """Forward and backward over this rank's micro-batches, then one update at learning rate `rate`.
@@ -90,6 +90,16 @@ class Stepper:
         norm = self._update(nominal * world.size / vector[-2])
         return StepResult(vector, tuple(n for n in sums if n != "loss"), norm)
 
+    def _spread(self, world: World) -> DistributedDataParallel:
+        """The task over all ranks. Gradients are views of what is sent: no second copy of them is held or made."""
+        return DistributedDataParallel(
+            self.task,
+            device_ids=[world.device] if world.device.type == "cuda" else None,
+            bucket_cap_mb=_bucket_mib(self.parameters),
+            gradient_as_bucket_view=True,
+            **{_BUFFER_SWITCH: False},
+        )
+
     def _no_sync(self, more_to_come: bool) -> AbstractContextManager:
         return self.model.no_sync() if more_to_come and self.world.size > 1 else nullcontext()
 
@@ -115,6 +125,16 @@ def _optimiser(parameters: list[nn.Parameter], settings: FitSettings, device: to
     return (
         torch.optim.SGD(parameters, **same) if settings.optimiser == "sgd" else torch.optim.AdamW(parameters, betas=settings.betas, **same)
     )
+
+
+def _bucket_mib(parameters: list[nn.Parameter]) -> float:
+    """Size of the pieces in which gradients are sent while the backward pass goes on, MiB.
+
+    torch's 25 MiB hold all gradients of a mini model: nothing would be sent before the backward pass has ended. Much smaller pieces cost
+    more in latency than they hide (docs/log.md).
+    """
+    total = sum(p.numel() * p.element_size() for p in parameters) / 2**20
+    return min(_MOST_MIB, max(_FEWEST_MIB, total / _PIECES))
 
 
 def _check_amp(settings: FitSettings, device: torch.device) -> None:
