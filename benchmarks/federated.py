@@ -1,7 +1,9 @@
 """The federation: seconds and memory of rounds with many clients, and what federating costs in loss against one trainer with all bars.
 
 Rounds: the tiny Kronos on random bars, all clients in one process. Loss: the small transformer on the daily S&P 500 and NASDAQ bars, each
-round's weights scored on the same validation windows, those of the trainer that has all bars; the best counts on both sides.
+round's weights scored on the validation windows of the trainer that has all bars. Both sides start from the same weights and take as many
+epochs and, where no windows are lost, as many optimiser steps: a client's batch is the trainer's divided by the clients. What is judged is
+the loss after the last epoch, the mean over seeds; the best epoch of each side is told beside it.
 """
 
 from __future__ import annotations
@@ -11,23 +13,26 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import psutil
 
 from finetune.engine.command import run_command
-from finetune.engine.files import read_json_lines, write_text
+from finetune.engine.files import ensure_writable_folder, jsonable, read_json, read_json_lines, write_json, write_text
 
 from .common import ROOT, Report, Row, begin, end, make_panel, parser_for
 
 NAME = "federated"
 FLAT = 0.03  # growth of memory after round 2 that counts as none
 WITHIN = 0.03
-CLIENTS, BATCH, CLIENT_BATCH = 10, 128, 6  # averaging ten clients takes out the noise that small batches have
+CLIENTS, CLIENT_BATCH = 10, 13
+BATCH = CLIENTS * CLIENT_BATCH  # of the one trainer: as many steps in an epoch as each client takes
 YAML = """
 data: {{data_path: {panel}, lookback_window: 30, predict_window: 5, train_ratio: 0.8, val_ratio: 0.2, test_ratio: 0.0}}
 training: {{n_val_iter: 32}}
@@ -43,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
     """Parse, run, report."""
     parser = parser_for(NAME, __doc__ or "")
     parser.add_argument("--clients", type=int, default=50, help="clients of the timed rounds (default: 50)")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds; 0: none (default: 5)")
     parser.add_argument("--bars", type=int, default=150, help="bars per client (default: 150)")
     parser.add_argument(
         "--loss-rounds", type=int, default=5, help="rounds of the runs whose loss is compared; 0: leave them out (default: 5)"
@@ -51,16 +56,48 @@ def main(argv: Sequence[str] | None = None) -> Report:
     parser.add_argument(
         "--local-epochs", type=int, default=1, help="epochs in each of them; the one trainer has as many in all (default: 1)"
     )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42], help="seeds whose losses are averaged (default: 42)")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        metavar="FOLDER",
+        help="keep runs and figures here, and take what is there: it was interrupted, or done in parts",
+    )
     args, report = begin(NAME, parser, argv)
-    with tempfile.TemporaryDirectory() as folder:
-        time_rounds(Path(folder), args.clients, args.rounds, args.bars, report)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = ensure_writable_folder(args.work or Path(temporary))
+        if args.rounds:
+            time_rounds(folder, args.clients, args.rounds, args.bars, report)
         if args.loss_rounds:
-            compare_losses(Path(folder), args.loss_rounds, args.local_epochs, report)
+            compare_losses(folder, args.loss_rounds, args.local_epochs, args.seeds, report)
     return end(report, args)
+
+
+def once(path: Path, measure: Callable[[], Any]) -> Any:
+    """What `measure` returns, as JSON holds it; measured once and kept in `path`."""
+    if (kept := read_json(path)) is None:
+        write_json(path, kept := jsonable(measure()))
+    return kept
 
 
 def time_rounds(folder: Path, clients: int, rounds: int, bars: int, report: Report) -> None:
     """Seconds and resident memory of every round."""
+    lines, memory = once(folder / f"rounds-{clients}-{rounds}-{bars}.json", lambda: timed_rounds(folder, clients, rounds, bars))
+    seconds = [line["seconds"] for line in lines]
+    growth = max(memory[1:]) / memory[1] - 1 if len(memory) > 1 else 0.0
+    report.details["rounds"] = {
+        "clients": clients,
+        "weights MB": f"{lines[0]['model_bytes'] / 1e6:.2f}",
+        "s": [f"{s:.1f}" for s in seconds],
+        "MiB after each": [f"{m:.0f}" for m in memory],
+        "MB up": f"{lines[0]['bytes_up'] / 1e6:.1f}",
+    }
+    report.rows.append(Row(f"a round of {clients} clients, seconds", "printed", f"{min(seconds):.1f} to {max(seconds):.1f} s", True))
+    report.rows.append(Row("memory after round 2", f"grows ≤ {FLAT:.0%}", f"{growth:+.1%} ({memory[-1]:.0f} MiB)", growth <= FLAT))
+
+
+def timed_rounds(folder: Path, clients: int, rounds: int, bars: int) -> tuple[list[dict[str, Any]], list[float]]:
+    """The records of the rounds, and MiB of resident memory after each."""
     from federated import rounds as loop
 
     make_panel(clients, bars).save(folder / "panel")
@@ -78,65 +115,82 @@ def time_rounds(folder: Path, clients: int, rounds: int, bars: int, report: Repo
         run = simulate(folder / "many", clients, model_config=str(yaml), num_server_rounds=rounds, batch_size=32)
     finally:
         loop.Federation._round = one_round  # type: ignore[method-assign]
-    lines = read_json_lines(run / "rounds.jsonl")
-    seconds = [line["seconds"] for line in lines]
-    growth = max(memory[1:]) / memory[1] - 1 if len(memory) > 1 else 0.0
-    report.details["rounds"] = {
-        "clients": clients,
-        "weights MB": f"{lines[0]['model_bytes'] / 1e6:.2f}",
-        "s": [f"{s:.1f}" for s in seconds],
-        "MiB after each": [f"{m:.0f}" for m in memory],
-        "MB up": f"{lines[0]['bytes_up'] / 1e6:.1f}",
-    }
-    report.rows.append(Row(f"a round of {clients} clients, seconds", "printed", f"{min(seconds):.1f} to {max(seconds):.1f} s", True))
-    report.rows.append(Row("memory after round 2", f"grows ≤ {FLAT:.0%}", f"{growth:+.1%} ({memory[-1]:.0f} MiB)", growth <= FLAT))
+    return read_json_lines(run / "rounds.jsonl"), memory
 
 
-def compare_losses(folder: Path, rounds: int, local: int, report: Report) -> None:
+def compare_losses(folder: Path, rounds: int, local: int, seeds: Sequence[int], report: Report) -> None:
     """Ten clients, IID and by symbol-period, against one trainer with as many epochs; all scored on its validation windows."""
-    fused = make_data(folder)
-    how = dict(model="tft", data_path=str(fused), num_server_rounds=rounds, local_epochs=local, fraction_evaluate=0.0)
-    score = Judge(fused, rounds * local)
-    central = score.trained()
-    report.details["loss of one trainer with all bars"] = f"{central:.5f} in the best of {rounds * local} epochs, {score.start:.5f} before"
     kinds = {"IID": {"partitions": "iid"}, "by symbol-period": {}, "by symbol-period, fedprox": {"strategy": "fedprox"}}
-    for name, changes in kinds.items():
-        loss = score(simulate(folder / name.replace(" ", "-"), CLIENTS, batch_size=CLIENT_BATCH, **how, **changes))
-        ratio = loss / central - 1
+    seen: dict[str, list[list[float]]] = {}
+    windows: dict[str, str] = {}
+    for seed in seeds:
+        for name, changes in {"one trainer": None, **kinds}.items():
+            kept = folder / f"loss-{rounds}-{local}-{name.replace(' ', '-')}-{seed}.json"
+            losses, windows[name] = once(kept, partial(measured, folder, name, seed, rounds, local, changes))
+            seen.setdefault(name, []).append(losses)
+    report.details["training windows"] = windows
+    for name, runs in seen.items():
+        shown = {f"seed {seed}": " ".join(f"{loss:.4f}" for loss in losses) for seed, losses in zip(seeds, runs, strict=True)}
+        report.details[f"loss by epoch, {name}"] = shown
+    last, best = ({name: fmean(pick(losses) for losses in runs) for name, runs in seen.items()} for pick in (lambda x: x[-1], min))
+    for name in kinds:
+        final, top = (values[name] / values["one trainer"] - 1 for values in (last, best))
         reach = f"within {WITHIN:.0%}" if name == "IID" else "reported"
-        measure = f"{CLIENTS} clients, {rounds} rounds of {local} epochs, {name}: loss"
-        report.rows.append(Row(measure, reach, f"{loss:.5f} ({ratio:+.1%})", name != "IID" or ratio <= WITHIN))
+        measure = f"{CLIENTS} clients, {rounds} rounds of {local} epochs, {name}: final loss over one trainer's, {len(seeds)} seeds"
+        told = f"{last[name]:.5f} over {last['one trainer']:.5f} ({final:+.1%}; best with best {top:+.1%})"
+        report.rows.append(Row(measure, reach, told, name != "IID" or final <= WITHIN))
+
+
+def measured(folder: Path, name: str, seed: int, rounds: int, local: int, changes: dict[str, str] | None) -> tuple[list[float], str]:
+    """The validation loss after each epoch of one trainer (changes: None), or after each round of clients, and their windows and steps."""
+    fused = make_data(folder)
+    judge = Judge(fused, rounds * local, seed)
+    if changes is None:
+        return judge.trained(), f"{len(judge.made.splits.train):,}, {judge.steps} steps an epoch"
+    run = simulate(
+        folder / f"{name.replace(' ', '-')}-{seed}",
+        CLIENTS,
+        **dict(model="tft", data_path=str(fused), num_server_rounds=rounds, local_epochs=local, fraction_evaluate=0.0),
+        **dict(batch_size=CLIENT_BATCH, seed=seed, resume=True),
+        **changes,
+    )
+    samples = read_json_lines(run / "rounds.jsonl")[0]["samples"].values()
+    return judge(run), f"{sum(samples):,}, at most {-(-max(samples) // CLIENT_BATCH)} steps an epoch and client"
 
 
 class Judge:
     """The trainer with all bars, and its validation windows, which score everybody's weights."""
 
-    def __init__(self, fused: Path, epochs: int):
+    def __init__(self, fused: Path, epochs: int, seed: int):
         from federated.settings import read_settings
         from finetune.engine.config import load_config
         from tft.config import TftConfig
         from tft.training import prepare
 
-        yaml = read_settings({"model": "tft"}).yaml
-        self.made = prepare(load_config(TftConfig, yaml, [f"data_path={fused}", f"batch_size={BATCH}"]), say=lambda _: None)
+        own = [f"data_path={fused}", f"batch_size={BATCH}", f"seed={seed}"]
+        self.made = prepare(load_config(TftConfig, read_settings({"model": "tft"}).yaml, own), say=lambda _: None)
         self.settings = replace(self.made.settings(), epochs=epochs, schedule="constant", early_stop_patience=0, num_workers=0)
-        self.start = self._score()
 
-    def trained(self) -> float:
-        """The best validation loss of training on everything, under the clients' settings."""
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the trainer in an epoch."""
+        return -(-len(self.made.splits.train) // BATCH)
+
+    def trained(self) -> list[float]:
+        """The validation loss after each epoch of training on everything, under the clients' settings."""
         from finetune.engine.trainer import fit
 
-        return min(epoch["val_loss"] for epoch in fit(self.made.task, self.made.splits, self.settings).history)
+        return [epoch["val_loss"] for epoch in fit(self.made.task, self.made.splits, self.settings).history]
 
-    def __call__(self, run: Path) -> float:
-        """The best validation loss of a run's rounds: both sides may stop where they were best."""
+    def __call__(self, run: Path) -> list[float]:
+        """The validation loss of the weights after each round of a run."""
         from safetensors.torch import load_file
 
         losses = []
         for kept in sorted((run / "checkpoints").glob("round-*")):
             self.made.task.load_state_dict(load_file(kept / "model.safetensors"))
             losses.append(self._score())
-        return min(losses)
+        return losses
 
     def _score(self) -> float:
         from finetune.engine.trainer import fit
@@ -146,10 +200,13 @@ class Judge:
 
 def make_data(folder: Path) -> Path:
     """The fused panel of the daily bars, made by the three commands."""
+    fused = folder / "tft" / "fused"
+    if (folder / "tft" / "fused.json").exists():
+        return fused
     for command in ("indicating", "target_config", "data_fusion"):
         arguments = ["--config", "configs/tft/demo_data.yaml", "--set", f"output.folder={json.dumps(str(folder / 'tft'))}"]
         subprocess.run([sys.executable, f"tft/{command}.py", *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    return folder / "tft" / "fused"
+    return fused
 
 
 def simulate(folder: Path, clients: int, **changes: Any) -> Path:
