@@ -234,8 +234,10 @@ class Runner:
     def _enforce(self) -> None:
         now = time.monotonic()
         for worker in self.active:
-            if self.time_limit_s and now - worker.started > self.time_limit_s:
-                self._ask(worker, f"stopped at its time limit of {self.time_limit_s:g} s; --resume goes on from what it had saved")
+            if self.time_limit_s and now - worker.started > self.time_limit_s and worker.stop_at is None:
+                limit = f"its time limit of {self.time_limit_s:g} s"
+                self.watcher.said(f"{worker.job.name} is at {limit}: waiting until it saved, {self.grace_s:.0f} s at most")
+                self._ask(worker, f"stopped at {limit}; --resume goes on from what it had saved")
             if worker.stop_at is not None and now > worker.stop_at:
                 _kill_group(worker.process)
 

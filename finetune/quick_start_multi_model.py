@@ -41,7 +41,7 @@ def main() -> int | None:
     if not session.plan.todo:
         print("all of it is done already")
         return None
-    if not args.yes and not confirmed("start"):
+    if not args.yes and not session.plan.problems and not confirmed("start"):
         print("nothing was started")
         return None
     return run_session(session)

@@ -12,7 +12,7 @@ import yaml
 from bars import make_panel
 
 from finetune.config_manager import ConfigManager
-from finetune.jobs import plan
+from finetune.jobs import Job, plan
 from finetune.jobs_machine import Machine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,3 +66,8 @@ def marks(made) -> dict[str, bool]:
 def script(name: str, *arguments: str, cwd: Path, env: dict | None = None, timeout: float = 120, **options) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / "finetune" / name), *arguments]
     return subprocess.run(command, cwd=cwd, env={**os.environ, **(env or {})}, timeout=timeout, capture_output=True, text=True, **options)
+
+
+def job(tmp_path: Path, model: str, stage: str = "tokenizer", code: str = "", needs: tuple[str, ...] = (), **changes) -> Job:
+    """A job that runs Python code in place of a training."""
+    return Job(model, stage, ("-c", code or "print('fine')"), tmp_path / model / stage, needs, **changes)
