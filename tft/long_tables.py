@@ -33,6 +33,7 @@ _META = b"tft"
 _TIMES = ("time", "datetime", "timestamp", "timestamps", "date")
 _HEAD = ("symbol", "period", *_TIMES, "time_idx", "stretch")
 _NAMED = 5
+_COLUMNS, _ROWS = 16, 4096  # copied together: a line of the cache wide, and few enough rows to stay in it
 
 
 def panel_to_table(panel: Panel, manifest: Mapping[str, Any] | None = None) -> pa.Table:
@@ -162,10 +163,12 @@ def _order(frame: pd.DataFrame, source: str) -> tuple[np.ndarray, pd.Categorical
         wanted = "symbol" if where else f"time (one of {', '.join(_TIMES)})"
         raise InputError(f"{source}: has no column {wanted}; it has {', '.join(map(str, frame.columns[:12]))}")
     times = parse_times(frame[where], source=f"{source}, column {where!r}")
-    keys = frame["symbol"].astype(str)
+    codes, symbols = pd.factorize(frame["symbol"], use_na_sentinel=False)
+    names = [str(symbol) for symbol in symbols]
     if "period" in frame.columns:
-        keys = keys + "\t" + frame["period"].astype(str)
-    codes, names = pd.factorize(keys)
+        second, periods = pd.factorize(frame["period"], use_na_sentinel=False)
+        codes, pairs = pd.factorize(codes.astype(np.int64) * len(periods) + second)
+        names = [f"{names[pair // len(periods)]}\t{periods[pair % len(periods)]}" for pair in pairs]
     series = pd.Categorical.from_codes(codes, categories=pd.Index(names))
     return np.lexsort((times.times, codes)), series, times
 
@@ -179,17 +182,28 @@ def _infos(series: pd.Categorical, times: np.ndarray, offsets: np.ndarray, frame
 
 
 def _numbers(frame: pd.DataFrame, names: list[str], source: str, order: np.ndarray) -> np.ndarray:
-    """[n, len(names)] float32: columns, their rows put in order [n] on the way, so that nothing is held twice."""
+    """[n, len(names)] float32: columns, their rows put in order [n] on the way, so that nothing is held twice.
+
+    Some columns and rows at a time: a single column written by itself would touch every line of the cache for four bytes of it.
+    """
     out = np.empty((len(frame), len(names)), np.float32)
     sorted_already = bool((np.diff(order) == 1).all())
-    for k, name in enumerate(names):
-        try:
-            values = pd.to_numeric(frame[name]).to_numpy(np.float32, na_value=np.nan)
-        except (ValueError, TypeError) as error:
-            what = f"holds something that is not a number ({error})"
-            raise InputError(f"{source}: column {name!r} {what}; take it out or encode it") from error
-        out[:, k] = values if sorted_already else values[order]
+    for left in range(0, len(names), _COLUMNS):
+        columns = [_column(frame, name, source) for name in names[left : left + _COLUMNS]]
+        columns = columns if sorted_already else [values[order] for values in columns]
+        for first in range(0, len(frame), _ROWS):
+            part = slice(first, first + _ROWS)
+            np.stack([values[part] for values in columns], axis=1, out=out[part, left : left + len(columns)])
     return out
+
+
+def _column(frame: pd.DataFrame, name: str, source: str) -> np.ndarray:
+    """[n] float32. Raises InputError if it holds text."""
+    try:
+        return pd.to_numeric(frame[name]).to_numpy(np.float32, na_value=np.nan)
+    except (ValueError, TypeError) as error:
+        what = f"holds something that is not a number ({error})"
+        raise InputError(f"{source}: column {name!r} {what}; take it out or encode it") from error
 
 
 def _refuse_nan(features: np.ndarray, names: list[str], order: np.ndarray, source: str) -> None:
