@@ -20,11 +20,11 @@ from finetune.engine.files import write_text
 from .common import ROOT, Report, Row, as_text, clock_argument, parser_for
 
 NAMES = (
-    *("loader", "coverage", "train_step", "ranks", "communication", "resume", "panel_memory", "cost_laws"),
+    *("loader", "coverage", "train_step", "train_end_to_end", "ranks", "communication", "resume", "panel_memory", "cost_laws"),
     *("forecast", "serve", "qlib_data", "day_forecasts", "backtest", "kaggle_data"),
     *("multi_model", "tft", "federated", "secure_aggregation"),
 )
-TIMED = ("loader", "train_step", "cost_laws", "forecast", "day_forecasts", "backtest", "tft")  # these take --clock
+TIMED = ("loader", "train_step", "train_end_to_end", "cost_laws", "forecast", "day_forecasts", "backtest", "tft")  # take --clock
 
 
 def main(argv: Sequence[str] | None = None) -> int:
