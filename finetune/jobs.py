@@ -15,6 +15,7 @@ from typing import Literal
 from finetune.clashes import clashes, invalid
 from finetune.data.panel_store import META_FILE
 from finetune.data.resampling_settings import changed_settings
+from finetune.engine.advice import memory_advice
 from finetune.engine.errors import InputError, MissingFileError
 from finetune.engine.files import read_json
 from finetune.engine.places import MARKER, finished, newest_last
@@ -42,7 +43,7 @@ class Job:
 
     command: what follows `python`. folder: where it leaves metrics.jsonl, status.json and its result. needs: names of jobs it waits for.
     done: its result is there, it is not run. ranks: whether torchrun may give it several GPUs. cpu_threads: as configured, 0 is torch's
-    choice. exists: what an earlier run left, in words.
+    choice. exists: what an earlier run left, in words. memory_advice: what to change where it needs too much.
     """
 
     model: str
@@ -57,6 +58,7 @@ class Job:
     on_gpu: bool = False
     cpu_threads: int = 0
     exists: str = ""
+    memory_advice: str = ""
 
     @property
     def name(self) -> str:
@@ -146,6 +148,7 @@ def _draft(config: ModelConfig, kind: Kind, overrides: tuple[str, ...]) -> _Draf
         ranks=kind in ("tokenizer", "predictor"),
         on_gpu=on_gpu,
         cpu_threads=config.device.cpu_threads,
+        memory_advice=memory_advice(config.training) if kind in ("tokenizer", "predictor") else "",
     )
     return _Draft(job, (*bars, *(Path(one).absolute() for one in weights)), written)
 

@@ -214,7 +214,8 @@ class Runner:
         if code < 0:
             name = signal.Signals(-code).name if -code in signal.valid_signals() else str(-code)
             hint = ": killed from outside, or the machine ran out of memory" if code == -signal.SIGKILL else ""
-            return FAILED, f"{name}{hint}"
+            advice = f"; against that: {worker.job.memory_advice}" if hint and worker.job.memory_advice else ""
+            return FAILED, f"{name}{hint}{advice}"
         killed = next((text for text in told if "signal" in text), "")
         return FAILED, killed or last_words(self.state.log(worker.job)) or f"exit code {code}"
 

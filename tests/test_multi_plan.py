@@ -259,6 +259,8 @@ def test_a_model_too_large_for_the_machine_gets_advice_with_its_own_numbers(tmp_
     told = plan_text(session)
     assert "with batch_size 32, but this machine has 0.1 GiB" in told and "batch_size 16 with accumulation_steps 4" in told
     assert "activation_checkpointing: true" in told
+    assert [bool(job.memory_advice) for job in session.plan.jobs] == [True, True, False], "and a job that is killed is told the same"
+    assert session.plan.jobs[0].memory_advice.startswith("batch_size 16 with accumulation_steps 4 (same effective batch)")
     assert too_large(config, session.costs["a-tokenizer"], 99.0, "x") == ""
 
 
