@@ -17,7 +17,7 @@ from federated.robust import Rules, accept, outliers
 from federated.roster import Client, last_line
 from federated.secure.server import SecureOutcome, SecureRound, content_bytes
 from federated.settings import Settings
-from federated.update import ARRAYS, CLIENT, CONFIG, Update, to_record, update_of
+from federated.update import ARRAYS, CLIENT, CONFIG, MALFORMED, Update, to_record, update_of
 
 Arrays = dict[str, np.ndarray]
 _NOTHING = {"none": np.zeros(1, np.float32)}  # what a secure evaluation sums besides its metrics
@@ -115,7 +115,7 @@ class Exchange:
     def _enter(self, answers: Answers, partition: int, content: RecordDict, base: Arrays | None, rules: Rules, client: Client) -> None:
         try:
             update = update_of(content)
-        except (KeyError, ValueError, TypeError) as error:
+        except MALFORMED as error:
             answers.failed[partition] = f"its reply is not one of this protocol ({type(error).__name__}: {error})"
             return
         most = 1 if self.settings.private else max(client.train, int(client.told["val"]))  # with noise all weigh the same

@@ -17,7 +17,7 @@ from federated.records import text_table
 from federated.robust import version_mismatch
 from federated.secure.settings import MIN_CLIENTS
 from federated.settings import Settings, package_version
-from federated.update import CLIENT, PARTITION, VERSION
+from federated.update import CLIENT, MALFORMED, PARTITION, VERSION
 from kronos.errors import InputError
 
 _TOLD = 100  # characters of a reason in the table
@@ -102,9 +102,23 @@ class Roster:
         for reply in replies:
             if reply.has_error():
                 self.say(f"node {reply.metadata.src_node_id} cannot take part: {last_line(reply.error.reason)}")
-        answers = [(reply.metadata.src_node_id, reply.content[CLIENT]) for reply in replies if reply.has_content()]
-        for node, record in sorted(answers, key=lambda answer: int(answer[1][PARTITION])):
-            self._enter(node, int(record[PARTITION]), str(record[VERSION]), json.loads(str(record["told"])))
+        for partition, node, version, told in sorted(filter(None, map(self._read, replies)), key=lambda answer: answer[:2]):
+            self._enter(node, partition, version, told)
+
+    def _read(self, reply: Message) -> tuple[int, int, str, dict[str, Any]] | None:
+        """(partition, node, version, what it told) of a reply; None, and a line, for one that is none of this protocol."""
+        if not reply.has_content():
+            return None
+        node = reply.metadata.src_node_id
+        try:
+            record = reply.content[CLIENT]
+            told = json.loads(str(record["told"]))
+            if "reason" not in told:
+                told |= {"name": str(told["name"]), "train": int(told["train"]), "val": int(told["val"])}
+            return int(record[PARTITION]), node, str(record[VERSION]), told
+        except MALFORMED as error:
+            self.say(f"node {node} cannot take part: its reply is not one of this protocol ({type(error).__name__}: {error})")
+            return None
 
     def _enter(self, node: int, partition: int, version: str, told: dict[str, Any]) -> None:
         why = version_mismatch(version, self.settings.expected_version or package_version()) or told.get("reason")

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from federated.secure.settings import MIN_CLIENTS
 from federated.units import parse_bandwidth, parse_duration
 from finetune.engine.config import Section, describe_keys, key
 from finetune.engine.files import write_text
@@ -97,8 +98,11 @@ class Settings(Section):
                     "(there dp-max-norm bounds what one client can do), or secure=false"
                 ),
             )
-        if self.secure and self.fraction_fit < 1 and self.min_fit_clients < 2:
-            yield "min-fit-clients", "is below 2: the sum of one client is its update, so that secure would hide nothing; raise it"
+        if self.secure and self.fraction_fit < 1 and self.min_fit_clients < MIN_CLIENTS:
+            yield (
+                "min-fit-clients",
+                f"is below {MIN_CLIENTS}, and secure asks no fewer: the mean of two tells each the other's update; raise it",
+            )
         if self.dp_sigma == 0 and self.dp_epsilon > 0:
             yield "dp-epsilon", f"is {self.dp_epsilon:g}, but dp-sigma is 0: without noise there is no ε to keep below it; give dp-sigma"
         if self.dp_sigma > 0 and self.strategy in NEED_SINGLE_UPDATES:

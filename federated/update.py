@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ARRAYS, METRICS, CONFIG, CLIENT = "arrays", "metrics", "config", "client"  # names of the records in a message
 EXAMPLES = "num-examples"
 PARTITION, VERSION = "partition-id", "version"
+MALFORMED = (ArithmeticError, AttributeError, EOFError, LookupError, TypeError, ValueError)  # what reading a stranger's reply can raise
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ What it does not protect:
   - The sum itself: with a target's update alone in it, or with all the others colluding, the sum is the update; so are two sums over sets
     that differ by one client. Differential privacy is for that (federated/privacy.py).
   - The model that the server sends: one made on purpose, the same for all, can make an update tell more than an honest one does.
-  - Wrong words from a client: they are bounded by the clipping range, which the client itself applies. Wrong shares halt the round.
+  - Wrong words from a client: they are bounded by the clipping range, which the client itself applies. Wrong shares
+    halt the round; the log of whoever could not open one names its sender.
   - In clear: who took part, who was lost and when, the names and shapes of arrays and metrics, the sum of the weights, the run's settings.
 
 `settings.py` what the user sets, `terms.py` what a round's server tells, `keys.py` `masks.py` `shamir.py` the cryptography, `encoding.py`

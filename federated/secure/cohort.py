@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from federated.update import MALFORMED
+
 from . import keys, shamir
 from .errors import KINDS, RANGE_KINDS, Refused, SecureAggregationHalted
 from .masks import add_stream
@@ -78,7 +80,7 @@ class Cohort:
                     raise ValueError(KINDS.get(str(replies[node]["refused"]), "it refused"))
                 check(node, replies[node])
                 sound[node] = replies[node]
-            except (ValueError, KeyError, TypeError) as error:
+            except MALFORMED as error:
                 self._lose(stage, node, str(error))
                 if str(replies.get(node, {}).get("refused")) in RANGE_KINDS:
                     self.refused[node] = str(error)

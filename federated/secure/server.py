@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from federated.update import from_record
+from federated.update import MALFORMED, from_record
 from kronos.errors import InputError
 
 from .client import RECORD
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from flwr.app import Message, RecordDict
     from flwr.serverapp import Grid
 
+log = logging.getLogger(__name__)
 QUICK_SHARE = 0.1  # of the round's time, for each of the four stages without training
 
 
@@ -156,7 +158,10 @@ class _Post:
             if message.has_error():
                 continue  # the cohort counts it as lost, and says so
             self.bytes_up += content_bytes(message.content)
-            replies[message.metadata.src_node_id] = _reply(message.content)
+            try:
+                replies[message.metadata.src_node_id] = _reply(message.content)
+            except MALFORMED as error:
+                log.warning("secure aggregation: client %d sent what cannot be read: %s", message.metadata.src_node_id, error)
         return replies
 
     def _stage_timeout_s(self, stage: str) -> float | None:

@@ -1,0 +1,108 @@
+"""Nonsense from one client costs that client its place, not the others their round."""
+
+from pathlib import Path
+
+import federated_tiny as tiny
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from federated import rounds
+from federated.secure.client import RECORD
+from federated.secure.server import SecureRound
+from federated.secure.settings import SecureSettings
+from federated.update import ARRAYS, CLIENT, METRICS
+from finetune.engine.files import read_json_lines
+from tests.secure_world import STAGES, TinyGrid, some_updates, the_model
+
+TEXTS = dict.fromkeys(("cipher_key", "mask_key", "nodes", "sealed", "words", "metrics", "tags", "shares"), "x")
+LISTS = {name: [1.5, 2.5] for name in TEXTS}
+NUMBERS = dict.fromkeys(TEXTS, 2**62)
+
+
+def array(content: bytes, shape=(3,), kind="numpy.ndarray") -> ArrayRecord:
+    return ArrayRecord({"words": Array("uint32", shape, kind, content)})
+
+
+@pytest.fixture(scope="module")
+def yaml(tmp_path_factory) -> Path:
+    return tiny.write_yaml(tmp_path_factory.mktemp("bars"))
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    monkeypatch.setattr("federated.pictures.draw_run", lambda *_: None)
+    monkeypatch.setattr("finetune.engine.curves.draw_curves", lambda *_: None)
+
+
+def answering(grid, kind_of, node: int, wanted: str, content: RecordDict) -> None:
+    """From now on `node` answers requests of the kind `wanted` with `content`."""
+    reach = grid.send_and_receive
+
+    def send(messages, timeout=None):
+        messages = list(messages)
+        own = {m.metadata.dst_node_id: m for m in messages}
+        replies = list(reach(messages, timeout=timeout))
+        if kind_of(messages[0]) != wanted:
+            return replies
+        return [Message(content, reply_to=own[node]) if r.metadata.src_node_id == node else r for r in replies]
+
+    grid.send_and_receive = send
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {RECORD: ConfigRecord({})},
+        {RECORD: ConfigRecord(TEXTS)},
+        {RECORD: ConfigRecord(LISTS)},
+        {RECORD: ConfigRecord(NUMBERS)},
+        {RECORD: ConfigRecord({"refused": [1, 2]})},
+        {RECORD: ConfigRecord({"metrics": []}), "v": array(b"abc")},
+        {RECORD: ConfigRecord({"metrics": []}), "v": array(b"")},
+        {RECORD: ConfigRecord({"metrics": []}), "v": array(b"abc", kind="torch.tensor")},
+    ],
+)
+def test_nonsense_at_any_stage_of_a_secure_round_loses_its_sender_alone(stage, content):
+    base = the_model(size=4)
+    grid = TinyGrid(some_updates(base, 4))
+    answering(grid, lambda message: message.content[RECORD]["stage"], 1, stage, RecordDict(dict(content)))
+    outcome = SecureRound(SecureSettings(max_weight=256)).exchange(grid, grid.messages(base), timeout_s=None, seed=0, server_round=1)
+    assert outcome.dropped == {stage: [1]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {METRICS: MetricRecord({})},
+        {METRICS: MetricRecord({"num-examples": 3, "train_loss": 1.0}), ARRAYS: array(b"")},
+        {METRICS: MetricRecord({"num-examples": [3], "train_loss": 1.0}), ARRAYS: array(b"abc")},
+    ],
+)
+def test_nonsense_for_an_update_loses_its_sender_alone(yaml, tmp_path, content):
+    run = tiny.settings(yaml, tmp_path / "run", num_server_rounds=1, kronos_part="tokenizer")
+    grid = tiny.grid(run)
+    answering(grid, lambda message: message.metadata.message_type, 2, "train", RecordDict(dict(content)))
+    line = read_json_lines(rounds.federate(grid, run) / "rounds.jsonl")[0]
+    assert line["answered"] == [0, 2] and "is not one of this protocol" in line["failed"]["1"]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        None,
+        {"partition-id": "x", "version": "0.1.0", "told": "{}"},
+        {"partition-id": 1, "version": "0.1.0", "told": "no JSON"},
+        {"partition-id": 1, "version": "0.1.0", "told": '{"name": "x", "train": "many", "val": 3}'},
+        {"partition-id": 1, "version": "0.1.0", "told": "[1]"},
+    ],
+)
+def test_nonsense_for_a_greeting_leaves_its_sender_out(yaml, tmp_path, record, capsys):
+    run = tiny.settings(yaml, tmp_path / "run", num_server_rounds=1, kronos_part="tokenizer", fraction_evaluate=0.0)
+    grid = tiny.grid(run)
+    content = RecordDict({} if record is None else {CLIENT: ConfigRecord(record)})
+    answering(grid, lambda message: message.metadata.message_type, 2, "query", content)
+    line = read_json_lines(rounds.federate(grid, run) / "rounds.jsonl")[0]
+    assert line["asked"] == [0, 2] and "node 2 cannot take part: its reply is not one of this protocol" in capsys.readouterr().out
