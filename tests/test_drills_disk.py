@@ -1,13 +1,19 @@
 """A short round of the disk drill, and what it taught: a status that is true on a full disk, too."""
 
+import os
 import resource
 import threading
 
 import pytest
+import tiny
+import torch
 from test_drills_kill import drill
 
 from finetune.engine import tracking
+from finetune.engine.distributed import World
 from finetune.engine.files import read_json
+from finetune.engine.signals import StopRequest
+from finetune.engine.tokens import with_cached_tokens
 from finetune.engine.tracking import Run
 from kronos.errors import InputError
 
@@ -64,3 +70,30 @@ def test_the_very_number_that_a_full_disk_does_not_take_is_refused_and_no_thread
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert events.read_bytes().startswith(before) and threads == threading.active_count() == 1
+
+
+def test_a_damaged_token_cache_is_encoded_again_to_the_same_tokens(tmp_path):
+    told: list[str] = []
+
+    def encode():
+        told.clear()
+        cached = with_cached_tokens(
+            tiny.windows(), tiny.tokenizer(), tmp_path, tiny.settings(), World(), StopRequest(), mode="on", say=told.append
+        )
+        return cached.train.ids.clone(), sorted(tmp_path.glob("tokens-*/ids.npy"))
+
+    def other_bits(path):
+        data = bytearray(path.read_bytes())
+        data[-40] ^= 1
+        path.write_bytes(data)
+
+    def without_sum(path):
+        (path.parent / "complete.json").write_text('{"windows": 1}')
+
+    whole, files = encode()
+    assert torch.equal(encode()[0], whole) and told == [], "the second start takes what is there"
+    for damage in (lambda p: os.truncate(p, p.stat().st_size - 8), lambda p: os.truncate(p, 0), os.remove, other_bits, without_sum):
+        for file in files:
+            damage(file)
+        assert torch.equal(encode()[0], whole)
+        assert sum("are encoded again" in line for line in told) == len(files)

@@ -12,7 +12,7 @@ from finetune.engine.signals import StopRequest
 
 @pytest.mark.slow
 def test_signals_twice_in_a_row_and_a_closed_terminal_save_once_and_leave_no_half_file():
-    drill("signals", "--rounds", "4", "--seed", "0")
+    drill("signals", "--rounds", "5", "--seed", "0")
 
 
 def test_a_hangup_that_was_ignored_from_the_start_stays_ignored_and_other_signals_are_heard():

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from kronos.errors import InputError
 from .balance import Balanced
 from .distributed import World
 from .errors import Interrupted
-from .files import explained, write_json
+from .files import explained, read_json, write_json
 from .kronos_tasks import encode_windows
 from .places import MARKER, is_complete
 from .settings import FitSettings
@@ -32,7 +33,7 @@ from .windows import Source, Splits, as_tensor, fits, sample_subset
 
 CHUNK = 256  # windows encoded together, whatever the batch size: the same chunk gives the same bits
 _FEWEST_PASSES = 1.5  # below this many passes over the windows the filling costs more than it saves
-_IDS = "ids.npy"
+_IDS, _SUM = "ids.npy", "crc32"
 
 
 class TokenWindows:
@@ -125,13 +126,12 @@ def _filled(
     source: Source, tokenizer: KronosTokenizer, folder: Path, world: World, stop: StopRequest, say: Callable[[str], None]
 ) -> TokenWindows:
     """The source's tokens; encoded now, each rank its chunks, unless a complete cache is there."""
-    present = is_complete(folder)
-    world.barrier()  # every rank has looked before anyone writes
-    if not present:
-        shape = (len(source), source.facts["rows per window"], 2)
+    shape = (len(source), source.facts["rows per window"], 2)
+    if not world.on_main(lambda: _is_whole(folder, shape, say)):
         with explained(folder):
             if world.is_main:
                 folder.mkdir(parents=True, exist_ok=True)
+                (folder / MARKER).unlink(missing_ok=True)
                 np.lib.format.open_memmap(folder / _IDS, "w+", _id_type(tokenizer), shape).flush()
                 _take_room(folder / _IDS)
             world.barrier()
@@ -140,9 +140,30 @@ def _filled(
             ids.flush()
         world.barrier()
         if world.is_main:
-            write_json(folder / MARKER, {"windows": len(source)})
+            write_json(folder / MARKER, {"windows": len(source), _SUM: _checksum(ids)})
             say(f"cached the tokens of {len(source)} windows in {folder}")
     return TokenWindows(source, as_tensor(np.load(folder / _IDS, mmap_mode="r")))
+
+
+def _is_whole(folder: Path, shape: tuple[int, ...], say: Callable[[str], None]) -> bool:
+    """Whether a complete cache is there, byte for byte as it was written. One that is damaged can be made again, so this raises nothing."""
+    if not is_complete(folder):
+        return False
+    try:
+        ids, facts = np.load(folder / _IDS, mmap_mode="r"), read_json(folder / MARKER) or {}
+        whole = ids.shape == shape and _checksum(ids) == facts.get(_SUM)
+    except (OSError, ValueError, EOFError):  # InputError, of the marker, is a ValueError
+        whole = False
+    if not whole:
+        say(f"the cached tokens in {folder} are damaged, or of an older version: they are encoded again")
+    return whole
+
+
+def _checksum(ids: np.ndarray) -> int:
+    crc = 0
+    for start in range(0, len(ids), CHUNK):
+        crc = zlib.crc32(np.ascontiguousarray(ids[start : start + CHUNK]), crc)
+    return crc
 
 
 def _take_room(path: Path) -> None:

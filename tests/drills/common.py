@@ -42,6 +42,7 @@ SIZES = {
     "tokenizer": dict(preset="base", d_model=16, n_heads=2, ff_dim=32, n_enc_layers=2, n_dec_layers=2, s1_bits=4, s2_bits=4),
     "predictor": dict(preset="mini", n_layers=1, d_model=16, n_heads=2, ff_dim=32, s1_bits=4, s2_bits=4),
 }
+LIMIT_S = 240.0  # of a child that takes two seconds alone on a machine: what takes longer on a busy one hangs
 _USED = (  # imported by a training as it goes; here, once for all children
     "finetune.after_training",
     "finetune.engine.curves",
@@ -120,7 +121,7 @@ class Child:
         """Whether it is over, without taking its exit status."""
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
-    def wait(self, limit_s: float = 60) -> Ended:
+    def wait(self, limit_s: float = LIMIT_S) -> Ended:
         """Its end. Raises Failed, after killing it, if it takes longer than `limit_s`."""
         while not self.ended():
             if time.monotonic() - self.begun > limit_s:
@@ -182,7 +183,7 @@ def _command(arguments: Sequence[str], before: Callable[[], object] | None, envi
     return 0
 
 
-def run(arguments: Sequence[str], log: Path, *, limit_s: float = 60, **more: Any) -> Ended:
+def run(arguments: Sequence[str], log: Path, *, limit_s: float = LIMIT_S, **more: Any) -> Ended:
     """`start` and wait."""
     return start(arguments, log, **more).wait(limit_s)
 

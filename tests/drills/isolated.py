@@ -162,7 +162,7 @@ def _child(case: Callable[[], Any], place: Path, writing: int, cpu_s: int, memor
 def _settle(place: Path, cpu_s: int) -> None:
     """Home, temporary and working folder of the child are canaries; what it prints goes nowhere."""
     sys.dont_write_bytecode = True
-    pa.set_memory_pool(pa.system_memory_pool())  # its own one reserves a gigabyte of addresses
+    pa.allocate_buffer(1)  # with the first one Arrow reserves a gigabyte of addresses: here, before they are limited
     faulthandler.disable()  # a crash is told by its signal
     os.environ.update(HOME=str(place / "home"), TMPDIR=str(place / "tmp"))
     os.chdir(place / "cwd")

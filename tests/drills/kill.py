@@ -66,7 +66,8 @@ def _kronos(name: str, script: str, stages: Sequence[str]) -> Command:
     return Command(name, arguments, stages, former=other)
 
 
-def _tft_config(folder: Path, **changes: Any) -> Path:
+def tft_config(folder: Path, **changes: Any) -> Path:
+    """A configuration of a tiny TFT beside its data; its runs lie in folder/runs."""
     from tests.tft_data import write_config
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +86,7 @@ COMMANDS = [  # whatever trains through finetune.engine.trainer.fit can be added
     _kronos("predictor", PREDICTOR, STAGES[1:]),
     Command(
         "TFT",
-        lambda folder, tokenizer=None, **changes: ["tft/train_multi_tft.py", "--config", str(_tft_config(folder, **changes))],
+        lambda folder, tokenizer=None, **changes: ["tft/train_multi_tft.py", "--config", str(tft_config(folder, **changes))],
         (),
         lambda folder: folder / "runs",
         resume=lambda folder, arguments: ["tft/train_resume.py", *arguments[1:]] if _tft_runs(folder / "runs") else arguments,

@@ -100,7 +100,8 @@ def _leaves(value: Any) -> Iterator[Any]:
         for item in value:
             yield from _leaves(item)
     else:
-        yield type(value), os.path.expanduser(value) if isinstance(value, str) else value  # a default of ~/x is read again as a path
+        home = isinstance(value, str) and "\0" not in value  # a default of ~/x is read again as a path
+        yield type(value), os.path.expanduser(value) if home else value
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -3,7 +3,8 @@
 "bar": NaN or infinity in a saved panel's bar (training or validation; tokenizer, predictor with cached tokens and without), between a
 stop and its --resume: refused by the panel's fingerprint, and a NaN that comes after that check, in training. "csv": the same in a CSV.
 "weight", "gradient": one element of a random weight or gradient, after or in a random step.
-"loss under fp16": an infinite loss. "overflow under fp16": infinite gradients for a few steps, which the scaler must skip unharmed.
+"loss under fp16": an infinite loss. "overflow under fp16": infinite gradients in a step, which the scaler must skip unharmed and the run
+tell. "fp16 throughout": in every step, which is no success.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 
 from finetune.data.panel import Panel
 from finetune.engine.checkpoint import load_last
+from finetune.engine.files import read_json
 from finetune.engine.places import newest_last
 from tests.drills import common
 from tests.drills.common import BOTH, PREDICTOR, STAGES, TOKENIZER, Failed, Round, clear_message, expect
@@ -191,6 +193,30 @@ def overflow(seed: int, folder: Path) -> None:
     before = _in_step(draw.randint(1, 36), lambda stepper, d: _spoil(draw.choice([p.grad for p in stepper.parameters]), d), draw)
     ended = common.run([BOTH, "--config", str(config)], folder / "log", before=before)
     expect(ended.code == 0, f"code {ended.code}:\n{ended.text[-2000:]}")
+    expect("overflowed in 1 of 18 steps" in ended.text, f"the skipped step is not told:\n{ended.text[-2000:]}")
+    _all_finite(common.output(config))
+
+
+def throughout(seed: int, folder: Path) -> None:
+    """Under fp16 gradients overflow in every step: the short run learned nothing, and says so."""
+    draw = random.Random(seed)
+    config = common.write_config(folder, bars=ROWS, training__amp="fp16")
+
+    def before() -> None:
+        from finetune.engine import optimisation
+
+        plain = optimisation.Stepper._update
+
+        def update(stepper: Any, correction: torch.Tensor) -> torch.Tensor:
+            _gradient(stepper, draw)
+            return plain(stepper, correction)
+
+        optimisation.Stepper._update = update
+
+    message = clear_message(common.run([BOTH, "--config", str(config)], folder / "log", before=before), 2)
+    expect("overflowed in every one of the 18 steps" in message, f"it says something else: {message[:300]}")
+    status = read_json(common.output(config) / STAGES[0] / "status.json") or {}
+    expect(status.get("state") == "failed", f"its status is {status.get('state')}")
     _all_finite(common.output(config))
 
 
@@ -219,6 +245,7 @@ def kinds(folder: Path) -> dict[str, Round]:
         "gradient": lambda seed, place: spoiled(_gradient, seed, place),
         "loss under fp16": infinite_loss,
         "overflow under fp16": overflow,
+        "fp16 throughout": throughout,
     }
 
 

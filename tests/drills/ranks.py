@@ -3,11 +3,13 @@
 "dead": kill -9 of a random rank at a random moment. "hung": SIGSTOP instead, so that only `distributed.timeout_s` can end the wait.
 "torchrun": `torchrun --max-restarts=3` with one or two kills; the restarted workers resume by themselves, every other round on the folder
 of a former run that must not be continued. Each ends with the bits of an undisturbed run on two ranks, and no kill costs more than one
-checkpoint interval. "hung, restarted": the same under torchrun with SIGSTOP.
+checkpoint interval. "hung, restarted": the same under torchrun with SIGSTOP. "TFT, torchrun": either, for the TFT, whose interval is an
+epoch, and which must go on in the run folder that it began.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import random
 import re
@@ -17,6 +19,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,27 +29,35 @@ import psutil
 
 from tests.drills import common
 from tests.drills.common import BOTH, ROOT, Child, Failed, Round, differences, expect, start
+from tests.drills.kill import COMMANDS, tft_config
 from tests.ranks import free_port
 
 INTERVAL, LAST = 3, 18  # optimiser steps between two checkpoints, and of each stage
 LIMIT_S = 6.0  # distributed.timeout_s
 LAUNCH_LIMIT_S = {signal.SIGKILL: 120.0, signal.SIGSTOP: 20.0}  # under torchrun, whose workers import for themselves, far apart if busy
-SLACK_S = 10.0  # on top of it: noticing, telling and ending on a busy machine
+TFT, TFT_SCRIPT = COMMANDS[3], "tft/train_multi_tft.py"
+TFT_INTERVAL, TFT_LAST = 4, 16  # optimiser steps of an epoch, after which it saves, and of the run
+SLACK_S = 10.0  # on top of it: noticing, telling and ending; at least, for a busy machine takes as long as it takes to train
 _CHANGES: dict[str, Any] = dict(training__batch_size=8, training__checkpoint_every_steps=INTERVAL)
 _FORMER = dict(training__tokenizer_learning_rate=3e-3, training__predictor_learning_rate=3e-3)
-_BEGIN = re.compile(r"(tokenizer|predictor): [\d,]+ parameters on ")
-_STEP, _RESUMED = re.compile(r"(?:tokenizer|predictor) step (\d+),"), re.compile(r"resumed from .*, step (\d+)$")
+_BEGIN = re.compile(r"(tokenizer|predictor|tft): [\d,]+ parameters on ")
+_STEP, _RESUMED = re.compile(r"(?:tokenizer|predictor|tft) step (\d+),"), re.compile(r"resumed from .*, step (\d+)$")
 
 
 def _config(folder: Path, **changes: Any) -> Path:
     return common.write_config(folder, **{**_CHANGES, "distributed__timeout_s": LIMIT_S, **changes})
 
 
-def _two(config: Path, folder: Path, *flags: str) -> list[Child]:
+def _tft_config(folder: Path, **changes: Any) -> Path:
+    return tft_config(folder, n_train_iter=16 * 2 * TFT_INTERVAL, max_epochs=TFT_LAST // TFT_INTERVAL, **changes)
+
+
+def _two(config: Path, folder: Path, *flags: str, script: str = BOTH) -> list[Child]:
     """Both ranks as children of this process."""
     port = str(free_port())
     ranks = [{"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} for r in range(2)]
-    return [start([BOTH, "--config", str(config), *flags], folder / f"log-{r['RANK']}", environment=r) for r in ranks]
+    command = [script, "--config", str(config), *flags]
+    return [start(command, folder / f"log-{r['RANK']}", environment=r, before=faulthandler.enable) for r in ranks]
 
 
 def _both_done(children: Sequence[Child]) -> None:
@@ -68,11 +80,11 @@ def starts(text: str, stage: str) -> list[tuple[int, int]]:
     return found
 
 
-def _check_repeats(text: str) -> None:
-    for stage in ("tokenizer", "predictor"):
+def _check_repeats(text: str, stages: Sequence[str] = ("tokenizer", "predictor"), interval: int = INTERVAL) -> None:
+    for stage in stages:
         found = starts(text, stage)
         for (_, reached), (began, _) in pairwise(found):
-            expect(reached - began <= INTERVAL, f"{stage}: step {reached} was reached, and it went on from step {began}")
+            expect(reached - began <= interval, f"{stage}: step {reached} was reached, and it went on from step {began}")
 
 
 def _equal(whole: dict[str, Any], base: Path, text: str) -> None:
@@ -92,7 +104,7 @@ def lost(whole: dict[str, Any], duration: float, number: signal.Signals, seed: i
     children[victim].kill(number)
     begun, other = time.monotonic(), children[1 - victim]
     late = children[victim].ended() and number == signal.SIGSTOP
-    while not other.ended() and time.monotonic() - begun < LIMIT_S + SLACK_S:
+    while not other.ended() and time.monotonic() - begun < LIMIT_S + max(SLACK_S, duration):
         time.sleep(0.02)
     waited = time.monotonic() - begun
     hung = not other.ended()
@@ -112,8 +124,12 @@ def lost(whole: dict[str, Any], duration: float, number: signal.Signals, seed: i
     _equal(whole, common.output(config), (folder / "log-0").read_text(errors="replace"))
 
 
-def _workers(agent: psutil.Process) -> list[psutil.Process]:
-    return [p for p in agent.children() if any("train_sequential.py" in part for part in p.cmdline()) and p.is_running()]
+def _workers(agent: psutil.Process, script: str) -> list[psutil.Process]:
+    found = []
+    for process in agent.children():
+        with suppress(psutil.Error):  # it has just ended
+            found += [process] if any(script in part for part in process.cmdline()) else []
+    return found
 
 
 def restarted(whole: dict[str, Any], former: Path, number: signal.Signals, seed: int, folder: Path) -> None:
@@ -124,16 +140,35 @@ def restarted(whole: dict[str, Any], former: Path, number: signal.Signals, seed:
     over_former = draw.random() < 0.5
     if over_former:
         shutil.copytree(former, base)
+    text = _launched(BOTH, config, folder / "log", draw, number, ("tokenizer", "predictor"), LAST)
+    _equal(whole, base, text)
+
+
+def tft_restarted(whole: Any, seed: int, folder: Path) -> None:
+    """The TFT under torchrun; one rank is killed, or hangs."""
+    draw = random.Random(seed)
+    number = draw.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP))
+    config, base = _tft_config(folder, distributed={"timeout_s": LAUNCH_LIMIT_S[number]}), folder / "runs"
+    text = _launched(TFT_SCRIPT, config, folder / "log", draw, number, ("tft",), TFT_LAST)
+    told = differences(whole, TFT.results_of(base))
+    expect(not told, f"not the bits of the undisturbed run: {told[:5]}\n{text[-2500:]}")
+    begun = [run for run in base.iterdir() if (run / "checkpoints").exists()]
+    expect(len(begun) == 1, f"it began anew in {sorted(run.name for run in begun)}\n{text[-2500:]}")
+    expect(not common.leftovers(base), f"left behind: {common.leftovers(base)}")
+    _check_repeats(text, ("tft",), TFT_INTERVAL)
+
+
+def _launched(script: str, config: Path, log: Path, draw: random.Random, number: signal.Signals, stages: Sequence[str], last: int) -> str:
+    """Train two ranks under torchrun, hit one after a drawn step of a drawn stage, once or twice; what was said. Raises Failed."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=3"]
-    command = [*torchrun, str(ROOT / BOTH), "--config", str(config)]
-    log = folder / "log"
+    command = [*torchrun, str(ROOT / script), "--config", str(config)]
     with open(log, "w") as out:
         agent = psutil.Popen(command, cwd=ROOT, stdout=out, stderr=out, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True)
     try:
         for kill in range(draw.choice((1, 1, 2)) if number == signal.SIGKILL else 1):
-            stage, step, victim = draw.choice(("tokenizer", "predictor")), draw.randint(0, 17), draw.randrange(2)
+            stage, step, victim = draw.choice(stages), draw.randint(0, last - 1), draw.randrange(2)
             _await_step(log, stage, step, agent)
-            if workers := sorted(_workers(agent), key=lambda p: p.pid):
+            if workers := sorted(_workers(agent, script), key=lambda p: p.pid):
                 workers[victim % len(workers)].send_signal(number)
             time.sleep(0.5 * (kill + 1))
         code = agent.wait(400)
@@ -144,7 +179,7 @@ def restarted(whole: dict[str, Any], former: Path, number: signal.Signals, seed:
             process.kill() if process.is_running() else None
     text = log.read_text(errors="replace")
     expect(code == 0, f"torchrun ended with {code}:\n{text[-4000:]}")
-    _equal(whole, base, text)
+    return text
 
 
 def _await_step(log: Path, stage: str, step: int, agent: psutil.Process, limit_s: float = 60) -> None:
@@ -166,11 +201,18 @@ def kinds(folder: Path) -> dict[str, Round]:
         _both_done(_two(config, folder / name))
         runs[name], duration = common.output(config), time.monotonic() - begun
     whole = common.results(runs["whole"])
+
+    @cache
+    def tft() -> Any:
+        _both_done(_two(_tft_config(folder / "tft"), folder / "tft", script=TFT_SCRIPT))
+        return TFT.results_of(folder / "tft" / "runs")
+
     return {
         "dead": lambda seed, place: lost(whole, duration, signal.SIGKILL, seed, place),
         "hung": lambda seed, place: lost(whole, duration, signal.SIGSTOP, seed, place),
         "torchrun": lambda seed, place: restarted(whole, runs["former"], signal.SIGKILL, seed, place),
         "hung, restarted": lambda seed, place: restarted(whole, runs["former"], signal.SIGSTOP, seed, place),
+        "TFT, torchrun": lambda seed, place: tft_restarted(tft(), seed, place),
     }
 
 

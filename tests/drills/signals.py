@@ -1,6 +1,7 @@
 """SIGTERM, SIGINT and SIGHUP at random moments, twice in a row, and a terminal that closes: saved once, no half file, exit code 75.
 
 "one", "two": one signal, or two of any kind up to 30 ms apart. "terminal": the command runs in a real terminal that is closed under it.
+"pictured": a signal after training, while the forecast is drawn or the evaluation made, ends it there; --resume makes them.
 "nohup": SIGHUP is ignored from the start, as `nohup` does, and training goes on. Every stopped run is resumed to the bits of an
 undisturbed one. A signal before the command listens ends it as the system does, with nothing begun.
 """
@@ -19,6 +20,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from finetune.engine.checkpoint import load_last
@@ -30,6 +33,7 @@ from tests.drills.kill import COMMANDS, PHASES, Reference, Watched, reference
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _UNHEARD = {-signal.SIGTERM, -signal.SIGHUP, 130}  # the command had not begun to listen, or no longer listens
+_AFTER = re.compile(r"stopped by \w+ (while the forecast was drawn|during the evaluation); training is done and saved")
 _SAVED = re.compile(r"stopped by (\w+) at step (\d+), epoch \d+; everything is saved")
 
 
@@ -90,6 +94,32 @@ def signalled(of: Reference, count: int, lands: Counter[str], seed: int, folder:
     _resumes(of, arguments, base, log)
 
 
+def pictured(lasts_s: float, of: Reference, seed: int, folder: Path) -> None:
+    """A signal, or two, at a moment after training. lasts_s: how long picture and evaluation take undisturbed."""
+    draw = random.Random(seed)
+    arguments, base, log = of.command.arguments(folder), of.command.base(folder), folder / "log"
+    child = start(arguments, log)
+    while not child.ended() and not (base / STAGES[-1] / "summary.json").exists():
+        time.sleep(0.002)
+    time.sleep(draw.random() * lasts_s)
+    for _ in range(draw.choice((1, 2))):
+        child.kill(draw.choice(SIGNALS))
+        time.sleep(draw.random() * 0.03)
+    sent = time.monotonic()
+    ended = child.wait()
+    waited = time.monotonic() - sent
+    expect("Traceback" not in ended.text, f"a traceback:\n{ended.text[-3000:]}")
+    expect(ended.code in {0, 75, *_UNHEARD}, f"code {ended.code}:\n{ended.text[-2000:]}")
+    if ended.code == 75:
+        expect(_AFTER.search(ended.text), f"it does not say what was stopped:\n{ended.text[-1000:]}")
+        expect(waited < 10, f"it went on for {waited:.1f} s")
+    expect(not common.half_files(base), f"half files: {common.half_files(base)}")
+    expect(not common.leftovers(base), f"left behind: {common.leftovers(base)}")
+    _resumes(of, arguments, base, log)
+    for made in ("forecast.png", "evaluation/evaluation.json", "evaluation/report.md"):
+        expect((base / made).is_file(), f"{made} was not made by --resume")
+
+
 def ignored(of: Reference, lands: Counter[str], seed: int, folder: Path) -> None:
     """SIGHUP under nohup."""
     draw, watched = random.Random(seed), Watched()
@@ -147,12 +177,24 @@ def terminal(of: Reference, lands: Counter[str], seed: int, folder: Path) -> Non
 def kinds(folder: Path) -> dict[str, Round]:
     """One undisturbed run of both stages, then the rounds."""
     of = reference(COMMANDS[0], folder)
+
+    @cache
+    def drawn() -> tuple[float, Reference]:
+        short = dict(training__tokenizer_epochs=1, training__basemodel_epochs=1, forecast__enabled=True, forecast__samples=4)
+        scored = dict(evaluation__enabled=True, evaluation__max_origins=20, evaluation__samples=8)
+        command = replace(COMMANDS[0], arguments=lambda place, _=None: COMMANDS[0].arguments(place, **short, **scored), former={})
+        made = reference(command, folder / "pictured")
+        base = command.base(folder / "pictured" / "whole")
+        trained_s, ended_s = ((base / name).stat().st_mtime for name in (f"{STAGES[-1]}/summary.json", "evaluation/report.md"))
+        return ended_s - trained_s, made
+
     lands: Counter[str] = Counter()
     common.at_end(lambda: print("signals: they landed in " + ", ".join(f"{name} {lands[name]}" for name in PHASES)))
     return {
         "one": lambda seed, place: signalled(of, 1, lands, seed, place),
         "two": lambda seed, place: signalled(of, 2, lands, seed, place),
         "terminal": lambda seed, place: terminal(of, lands, seed, place),
+        "pictured": lambda seed, place: pictured(*drawn(), seed, place),
         "nohup": lambda seed, place: ignored(of, lands, seed, place),
     }
 
