@@ -145,6 +145,17 @@ def test_what_is_no_run_is_refused_by_name(tmp_path):
         load_run(tmp_path)
 
 
+def test_a_checkpoint_that_a_run_does_not_have_is_refused_with_those_it_has(whole):
+    with pytest.raises(MissingFileError, match=r"has no checkpoint 'best-epoch=09'; it has best, best-epoch=0\d, best-epoch=0\d$"):
+        load_run(whole, checkpoint="best-epoch=09")
+    worse = max(
+        (whole / "checkpoints").glob("best-epoch=*"), key=lambda path: json.loads((path / "complete.json").read_text())["val_loss_for_ckpt"]
+    )
+    for opened in (load_run(worse), load_run(whole, checkpoint=worse.name)):
+        assert tiny.same(tiny.weights(opened.task), load_file(worse / "model.safetensors"))
+    assert not tiny.same(tiny.weights(load_run(whole).task), load_file(worse / "model.safetensors"))
+
+
 # ---- going on
 
 

@@ -92,3 +92,12 @@ def find_weights(ckpt: str, output: str) -> Path:
         if (folder / "model.safetensors").is_file():
             return folder
     raise MissingFileError(f"--ckpt {ckpt}: there are no weights; give the folder of a checkpoint such as runs/.../checkpoints/best")
+
+
+def weights_of(run: Path, checkpoint: str) -> Path:
+    """checkpoints/<checkpoint> of a run, best or best-epoch=NN. Raises MissingFileError naming those that there are."""
+    folder = run / "checkpoints" / checkpoint
+    if not is_complete(folder):
+        there = sorted(path.name for path in folder.parent.glob("best*") if is_complete(path))
+        raise MissingFileError(f"{run}: has no checkpoint {checkpoint!r}; it has {', '.join(there) or 'none yet'}")
+    return folder

@@ -21,7 +21,7 @@ from tft.config import TftConfig, extra_file
 from tft.indicators import nearest
 from tft.losses import TargetLoss, read_targets, with_training_weights
 from tft.metrics import CLASSIFICATION, REGRESSION
-from tft.run_folder import CONFIG_NAME, MANIFEST_NAME, run_of
+from tft.run_folder import CONFIG_NAME, MANIFEST_NAME, run_of, weights_of
 from tft.scales import Scales
 from tft.target_panel import SPLIT_KEYS
 from tft.task import TftTask, load_task
@@ -126,18 +126,18 @@ def prepare(
 def load_run(run_folder: str | Path, data_path: str | None = None, *, checkpoint: str = "best", say: Say = print) -> Prepared:
     """A run again, over its own data or another path's, with the weights of checkpoints/<checkpoint> in an evaluating task.
 
-    run_folder: of the run, or of one of its checkpoints. Columns, vocabulary, scales and the moments that end training and validation are
-    the run's own, so that no row of other data that it may have learned from counts as validation. The path wins over TFM_DATA_PATH, which
-    wins over the run's. Raises InputError or MissingFileError naming what is missing or does not fit.
+    run_folder: of the run, or of one of its checkpoints, which then is the one. Columns, vocabulary, scales and the moments that end
+    training and validation are the run's own, so that no row of other data that it may have learned from counts as validation. The path
+    wins over TFM_DATA_PATH, which wins over the run's. Raises InputError or MissingFileError naming what is missing or does not fit.
     """
-    folder = run_of(Path(run_folder))
+    folder, named = run_of(Path(run_folder)), Path(run_folder).parent.name == "checkpoints"
     file = folder / "configs" / CONFIG_NAME
     if not file.is_file():
         raise MissingFileError(
             f"{run_folder}: is no run of train_multi_tft.py ({file} is missing); give a folder such as runs/train_multi_tft-..."
         )
     config = load_config(TftConfig, file, [f"data_path={data_path}"] if data_path else [])
-    task = load_task(folder / "checkpoints" / checkpoint)
+    task = load_task(weights_of(folder, Path(run_folder).name if named and checkpoint == "best" else checkpoint))
     facts = task.config["facts"]
     lags = [name + LAG for name in config.lagged_targets]
     columns = {kind: [name for name in names if name not in lags] for kind, names in facts["columns"].items()}
