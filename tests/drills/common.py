@@ -50,7 +50,7 @@ _USED = (  # imported by a training as it goes; here, once for all children
     "finetune_csv.config",
     "finetune_csv.pipeline",
     "matplotlib.backends.backend_agg",
-    "tensorboard.compat.proto.event_pb2",
+    "tensorboard.summary.writer.record_writer",
 )
 
 
