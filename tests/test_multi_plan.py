@@ -114,7 +114,7 @@ def test_bars_that_were_made_with_other_settings_are_to_be_made_again_and_what_w
     assert plan_of(manager, "a", resume=True).jobs[0].done, "only what reads the bars has to wait for them"
 
 
-def test_bars_whose_files_have_grown_are_made_again_with_prepare_and_mentioned_without(tmp_path):
+def test_bars_whose_files_have_grown_are_made_again_with_prepare_and_mentioned_without(tmp_path, monkeypatch):
     bars = tmp_path / "models" / "bars.csv"
     manager = models(tmp_path, "a", "b", panel=False)
     make_frame(200).to_csv(bars, index=False)
@@ -123,6 +123,9 @@ def test_bars_whose_files_have_grown_are_made_again_with_prepare_and_mentioned_w
     trained(manager, "a", "tokenizer")
     quiet = session_of(Wish(resume=True, prepare=True), manager, CPU)
     assert marks(quiet.plan)["a-tokenizer"] and "a-prepare" not in marks(quiet.plan)
+    with monkeypatch.context() as patched:
+        patched.setattr("finetune.data.source_facts._digest", lambda path: pytest.fail("files that stayed as they were are not read"))
+        plan_of(manager, "a", prepare=True)
     os.utime(bars, (1, 1))
     assert "a-prepare" not in marks(plan_of(manager, "a", prepare=True)), "the same content, copied anew, makes no work"
     make_frame(220).to_csv(bars, index=False)

@@ -124,7 +124,7 @@ def test_quick_start_prepares_trains_two_models_side_by_side_evaluates_and_repor
     make_frame(400).to_csv(tmp_path / "bars.csv", index=False)
     models(tmp_path, "a", "b", panel=False, timeframe={"period": "2h", "source": [str(tmp_path / "bars.csv")]})
     given = ("--yes", "--mode", "parallel", "--models", *(str(tmp_path / "models" / f"{name}.yaml") for name in "ab"))
-    done = script("quick_start_multi_model.py", *given, cwd=tmp_path, timeout=300)
+    done = script("quick_start_multi_model.py", *given, cwd=tmp_path, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     report = next((tmp_path / "logs" / "multi_model_training").glob("training_report_*.txt")).read_text()
     assert report.count("done") == 8 and "CRPS skill" in report and "WHAT FAILED" not in report
