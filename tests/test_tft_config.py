@@ -141,6 +141,7 @@ def test_precision_optimiser_and_onecycle_reach_the_loop():
     assert (
         load("precision=32").fit_settings("cpu", "min").amp == "off" and load("precision=16-mixed").fit_settings("cpu", "min").amp == "fp16"
     )
+    assert load("checkpoint_every_steps=3").fit_settings("cpu", "min").checkpoint_every_steps == 3
     assert load("optimizer=adam").fit_settings("cpu", "min").weight_decay == 0
     assert load("schedule=cosine").fit_settings("cpu", "min").schedule == "cosine"
     assert load("onecycle=false").fit_settings("cpu", "min").schedule == "constant"

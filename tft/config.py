@@ -104,6 +104,7 @@ class TftConfig(Section):
     monitor_mode: Literal["auto", "min", "max"] = key("auto", "whether less or more of it is better; auto: as the metric is")
     top_k: int = key(3, "how many of the best weights are kept as checkpoints/best-epoch=NN; 1: checkpoints/best only", ge=1, le=1000)
     save_last: bool = key(True, "keep checkpoints/last-..., which train_resume.py goes on from")
+    checkpoint_every_steps: int = key(0, "also save `last` every n optimiser steps; 0: at the end of each epoch only", ge=0)
     early_stop_patience: int = key(5, "stop after this many epochs without improvement; 0: never", ge=0)
     early_stop_min_delta: float = key(0.0, "smallest gain that counts as improvement", ge=0)
     resume_ckpt: str = key("", "go on from this checkpoint: last, or a path; empty: start anew")
@@ -192,6 +193,7 @@ class TftConfig(Section):
             early_stop_patience=self.early_stop_patience,
             min_delta=self.early_stop_min_delta,
             save_last=self.save_last,
+            checkpoint_every_steps=self.checkpoint_every_steps,
             top_k=self.top_k,
             n_train_iter=-(-self.n_train_iter // per_item),
             n_val_iter=self.n_val_iter,

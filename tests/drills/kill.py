@@ -71,7 +71,7 @@ def tft_config(folder: Path, **changes: Any) -> Path:
     from tests.tft_data import write_config
 
     folder.mkdir(parents=True, exist_ok=True)
-    return write_config(folder, rows=60, **{"max_epochs": 4, "n_train_iter": 64, "log_interval": 1, **changes})
+    return write_config(folder, rows=60, **{"max_epochs": 4, "n_train_iter": 64, "log_interval": 1, "checkpoint_every_steps": 3, **changes})
 
 
 def _tft_runs(base: Path) -> list[Path]:

@@ -3,8 +3,8 @@
 "dead": kill -9 of a random rank at a random moment. "hung": SIGSTOP instead, so that only `distributed.timeout_s` can end the wait.
 "torchrun": `torchrun --max-restarts=3` with one or two kills; the restarted workers resume by themselves, every other round on the folder
 of a former run that must not be continued. Each ends with the bits of an undisturbed run on two ranks, and no kill costs more than one
-checkpoint interval. "hung, restarted": the same under torchrun with SIGSTOP. "TFT, torchrun": either, for the TFT, whose interval is an
-epoch, and which must go on in the run folder that it began.
+checkpoint interval. "hung, restarted": the same under torchrun with SIGSTOP. "TFT, torchrun": either, for the TFT, which must go on in the
+run folder that it began.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ INTERVAL, LAST = 3, 18  # optimiser steps between two checkpoints, and of each s
 LIMIT_S = 6.0  # distributed.timeout_s
 LAUNCH_LIMIT_S = {signal.SIGKILL: 120.0, signal.SIGSTOP: 20.0}  # under torchrun, whose workers import for themselves, far apart if busy
 TFT, TFT_SCRIPT = COMMANDS[3], "tft/train_multi_tft.py"
-TFT_INTERVAL, TFT_LAST = 4, 16  # optimiser steps of an epoch, after which it saves, and of the run
+TFT_EPOCH, TFT_LAST = 4, 16  # optimiser steps of an epoch, and of the run
 SLACK_S = 10.0  # on top of it: noticing, telling and ending; at least, for a busy machine takes as long as it takes to train
 _CHANGES: dict[str, Any] = dict(training__batch_size=8, training__checkpoint_every_steps=INTERVAL)
 _FORMER = dict(training__tokenizer_learning_rate=3e-3, training__predictor_learning_rate=3e-3)
@@ -49,7 +49,7 @@ def _config(folder: Path, **changes: Any) -> Path:
 
 
 def _tft_config(folder: Path, **changes: Any) -> Path:
-    return tft_config(folder, n_train_iter=16 * 2 * TFT_INTERVAL, max_epochs=TFT_LAST // TFT_INTERVAL, **changes)
+    return tft_config(folder, n_train_iter=16 * 2 * TFT_EPOCH, max_epochs=TFT_LAST // TFT_EPOCH, checkpoint_every_steps=INTERVAL, **changes)
 
 
 def _two(config: Path, folder: Path, *flags: str, script: str = BOTH) -> list[Child]:
@@ -80,11 +80,11 @@ def starts(text: str, stage: str) -> list[tuple[int, int]]:
     return found
 
 
-def _check_repeats(text: str, stages: Sequence[str] = ("tokenizer", "predictor"), interval: int = INTERVAL) -> None:
+def _check_repeats(text: str, stages: Sequence[str] = ("tokenizer", "predictor")) -> None:
     for stage in stages:
         found = starts(text, stage)
         for (_, reached), (began, _) in pairwise(found):
-            expect(reached - began <= interval, f"{stage}: step {reached} was reached, and it went on from step {began}")
+            expect(reached - began <= INTERVAL, f"{stage}: step {reached} was reached, and it went on from step {began}")
 
 
 def _equal(whole: dict[str, Any], base: Path, text: str) -> None:
@@ -155,7 +155,7 @@ def tft_restarted(whole: Any, seed: int, folder: Path) -> None:
     begun = [run for run in base.iterdir() if (run / "checkpoints").exists()]
     expect(len(begun) == 1, f"it began anew in {sorted(run.name for run in begun)}\n{text[-2500:]}")
     expect(not common.leftovers(base), f"left behind: {common.leftovers(base)}")
-    _check_repeats(text, ("tft",), TFT_INTERVAL)
+    _check_repeats(text, ("tft",))
 
 
 def _launched(script: str, config: Path, log: Path, draw: random.Random, number: signal.Signals, stages: Sequence[str], last: int) -> str:
