@@ -52,10 +52,10 @@ class Rotary(nn.Module):
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout, faster on a CPU."""
+    """nn.Dropout, faster on a CPU; with `onto`, a tensor of x's shape, their sum."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.dropout(x, self.p, self.training)
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        return ops.dropout(x, self.p, self.training) if onto is None else ops.add_dropped(onto, x, self.p, self.training)
 
 
 class Attention(nn.Module):
@@ -75,13 +75,16 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # [B, T, d] -> [B, H, T, D]
 
-    def forward(self, x: Tensor, source: Tensor, rotation: Rotation | None, causal: bool) -> Tensor:
-        """Let `x` [B, Tq, d] look at `source` [B, Tk, d], queries and keys turned by `rotation` if given; returns [B, Tq, d]."""
+    def forward(self, x: Tensor, source: Tensor, rotation: Rotation | None, causal: bool, onto: Tensor | None = None) -> Tensor:
+        """Let `x` [B, Tq, d] look at `source` [B, Tk, d], queries and keys turned by `rotation` if given; returns [B, Tq, d].
+
+        onto: what the result is added to, of its shape.
+        """
         q, k, v = self._heads(self.q_proj(x)), self._heads(self.k_proj(source)), self._heads(self.v_proj(source))
         if rotation is not None:
             q, k = ops.rotate(q, *rotation), ops.rotate(k, *rotation)
         mixed = ops.attention(q, k, v, causal=causal, dropout_p=self.attn_dropout_p if self.training else 0.0)
-        return self.resid_dropout(self.out_proj(mixed.transpose(1, 2).flatten(2)))  # [B, H, Tq, D] -> [B, Tq, d]
+        return self.resid_dropout(self.out_proj(mixed.transpose(1, 2).flatten(2)), onto)  # [B, H, Tq, D] -> [B, Tq, d]
 
 
 class FeedForward(nn.Module):
@@ -94,9 +97,9 @@ class FeedForward(nn.Module):
         self.w2 = nn.Linear(ff_dim, d_model, bias=False)
         self.ffn_dropout = Dropout(ffn_dropout_p)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., d] -> [..., d]."""
-        return self.ffn_dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """[..., d] -> [..., d], added to `onto` if given."""
+        return self.ffn_dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)), onto)
 
 
 class Block(nn.Module):
@@ -114,8 +117,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
         """[B, T, d] -> [B, T, d]."""
         seen = self.norm1(x)
-        x = x + self.self_attn(seen, seen, rotation, causal=True)
-        return x + self.ffn(self.norm2(x))
+        x = self.self_attn(seen, seen, rotation, causal=True, onto=x)
+        return self.ffn(self.norm2(x), onto=x)
 
 
 def run_blocks(blocks: nn.ModuleList, x: Tensor, *, recompute: bool) -> Tensor:

@@ -34,8 +34,20 @@ class TokenEmbedding(nn.Module):
 
     def forward(self, s1: Tensor, s2: Tensor) -> Tensor:
         """Two [...] int64 -> [..., d]."""
+        if s1.numel() > self.emb_s1.num_embeddings + self.emb_s2.num_embeddings:
+            return self._from_tables(s1, s2)
         pair = torch.cat((self.emb_s1(s1), self.emb_s2(s2)), dim=-1)  # [..., 2d]
         return self.fusion_proj(pair * math.sqrt(self.emb_s1.embedding_dim))
+
+    def _from_tables(self, s1: Tensor, s2: Tensor) -> Tensor:
+        """The same: each table goes through its half of the projection once, which is less work where tokens outnumber its rows.
+
+        What is looked up has the parameters' type: in bf16 the gradients of a frequent token would not add up.
+        """
+        halves = (self.fusion_proj.weight * math.sqrt(self.emb_s1.embedding_dim)).chunk(2, 1)
+        first = F.linear(self.emb_s1.weight, halves[0], self.fusion_proj.bias).to(self.emb_s1.weight.dtype)  # [rows, d]
+        second = F.linear(self.emb_s2.weight, halves[1]).to(self.emb_s2.weight.dtype)
+        return F.embedding(s1, first) + F.embedding(s2, second)
 
 
 class _SineTable(nn.Module):

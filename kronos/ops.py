@@ -49,27 +49,72 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return torch.rms_norm(x.to(weight.dtype), weight.shape, weight, eps).to(x.dtype)
 
 
+_AS_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _mask(x: Tensor, p: float) -> Tensor:
+    """All bits set where an element of `x` is kept, none where it is dropped, int16. Made without booleans: those cost six times int16."""
+    kept = 32768 - round(p * 65536)  # below it are so many of 65,536 values of 16 random bits; four decisions per 64-bit draw
+    draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    bits = draws.view(torch.int16)[: x.numel()].view(x.shape)
+    return bits.clamp_(kept - 1, kept) - kept  # a new tensor: what is saved for backward may not be a view of another type in torch.compile
+
+
+def _masked(x: Tensor, mask: Tensor) -> Tensor:
+    integers = _AS_INTEGERS[x.element_size()]
+    return (x.view(integers) & mask.to(integers)).view(x.dtype)
+
+
+def _scale(p: float) -> float:
+    return 65536 / (65536 - round(p * 65536))
+
+
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, p: float) -> Tensor:
-        dropped = round(p * 65536)  # out of 65,536 values of 16 random bits; four decisions per 64-bit draw
-        draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-        bits = draws.view(torch.int16)[: x.numel()].view(x.shape)
-        keep = (bits >= dropped - 32768).to(x.dtype).mul_(65536 / (65536 - dropped))
-        ctx.save_for_backward(keep)
-        return x * keep
+        mask = _mask(x, p)
+        ctx.save_for_backward(mask)
+        ctx.scale = _scale(p)
+        return _masked(x, mask).mul_(ctx.scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return grad * ctx.saved_tensors[0], None
+        return _masked(grad, ctx.saved_tensors[0]).mul_(ctx.scale), None
+
+
+class _DroppedSum(torch.autograd.Function):
+    """x + dropout(y), y in a type of its own."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, y: Tensor, p: float) -> Tensor:
+        mask = _mask(y, p)
+        ctx.save_for_backward(mask)
+        ctx.scale, ctx.dtype = _scale(p), y.dtype
+        return torch.add(x, _masked(y, mask).to(x.dtype), alpha=ctx.scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        return grad, _masked((grad * ctx.scale).to(ctx.dtype), ctx.saved_tensors[0]), None
+
+
+def _drops_here(x: Tensor, p: float) -> bool:
+    return x.device.type == "cpu" and p < 0.99
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Zero each element with probability p (on a CPU rounded to 1/65,536) and scale the rest to keep the mean."""
-    if not training or p == 0:
+    if not training or round(p * 65536) == 0:
         return x
-    return _Dropout.apply(x, p) if x.device.type == "cpu" and p < 0.99 else F.dropout(x, p)
+    return _Dropout.apply(x, p) if _drops_here(x, p) else F.dropout(x, p)
+
+
+def add_dropped(x: Tensor, y: Tensor, p: float, training: bool) -> Tensor:
+    """x + dropout(y), in x's type, which holds y's."""
+    if not training or round(p * 65536) == 0:
+        return x + y
+    return _DroppedSum.apply(x, y, p) if _drops_here(y, p) and x.dtype.itemsize >= y.dtype.itemsize else x + F.dropout(y, p)
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:

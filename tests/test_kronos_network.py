@@ -75,6 +75,28 @@ def test_no_logit_sees_a_later_token_stamp_or_target_in_evaluation_or_training(t
         assert (new[:, 15:] - old[:, 15:]).abs().max() > 1e-3
 
 
+
+def test_many_tokens_go_through_tables_that_the_projection_has_passed_and_come_out_the_same():
+    embedding = predictor().double().embedding
+    s1, s2, _ = batch(5)
+    assert s1.numel() > 2**4 + 2**5 > s1[:2].numel()
+    found = []
+    for parts in ([(s1, s2)], [(s1[:2], s2[:2]), (s1[2:4], s2[2:4]), (s1[4:], s2[4:])]):  # by tables; token by token
+        embedding.zero_grad()
+        out = torch.cat([embedding(*part) for part in parts])
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        found.append([out.detach(), *(p.grad.clone() for p in embedding.parameters())])
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
+
+
+def test_a_token_seen_a_thousand_times_keeps_its_gradient_in_bf16():
+    embedding = predictor(s1_bits=2, s2_bits=2).embedding
+    tokens = torch.zeros(1, 1000, dtype=torch.long)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        embedding(tokens, tokens).float().sum().backward()
+    torch.testing.assert_close(embedding.fusion_proj.bias.grad, torch.full((32,), 1000.0), rtol=1e-2, atol=0)
+
 def test_evaluation_repeats_exactly_and_takes_the_targets_given():
     """Fault 2: the public code's validation samples the coarse token, so its loss is random."""
     model, (s1, s2, stamps) = predictor().eval(), batch()

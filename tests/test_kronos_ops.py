@@ -80,6 +80,24 @@ def test_dropout_drops_the_stated_share_scales_the_rest_and_passes_the_same_mask
     assert ops.dropout(x, p, training=False) is x
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_dropped_sum_is_the_sum_and_its_gradients_are_those_of_the_same_mask(dtype):
+    x, y = torch.randn(40, 25, dtype=torch.promote_types(dtype, torch.float32)).requires_grad_(), torch.randn(40, 25).to(dtype)
+    y.requires_grad_()
+    torch.manual_seed(0)
+    summed = ops.add_dropped(x, y, 0.25, training=True)
+    torch.manual_seed(0)
+    dropped = ops.dropout(y, 0.25, training=True)
+    near = dict(rtol=1e-2, atol=2e-2) if dtype == torch.bfloat16 else dict(rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(summed, x + dropped, **near)
+    weights = torch.linspace(-1, 1, summed.numel(), dtype=summed.dtype).view_as(summed)
+    (summed * weights).sum().backward()
+    kept = dropped != 0
+    torch.testing.assert_close(x.grad, weights)
+    torch.testing.assert_close(y.grad, torch.where(kept, weights / 0.75, 0).to(dtype), **near)
+    assert torch.equal(ops.add_dropped(x, y, 0.25, training=False), x + y) and ops.dropout(y, 1e-9, training=True) is y
+
+
 def test_dropout_decisions_are_independent_between_neighbours():
     """Four decisions come out of one 64-bit draw."""
     torch.manual_seed(0)
