@@ -1,4 +1,4 @@
-"""Our training as a command runs it, timed from inside: run folder, cached tokens, `fit` with its loader, step, checks, log and TensorBoard."""
+"""Our training as a command runs it, timed from inside: run folder, cached tokens, `fit` with loader, step, checks, log, TensorBoard."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def prepare(
     """Bars for so many steps, and both models from random weights, into `folder`. models: arguments of tokenizer and predictor."""
     torch.manual_seed(0)
     length = sum(cut) + 1
-    bars = (length + batch * (steps + 2) // SYMBOLS + 2) * 5 // 4 + length  # 4 in 5 bars to train on
+    bars = (length + batch * (steps + 3) // SYMBOLS + 2) * 5 // 4 + length  # 4 in 5 bars to train on
     made = make_bars(SYMBOLS, bars)
     np.savez(folder / "bars.npz", features=made["features"], times=made["times"])
     save_module(KronosTokenizer(**models[0]), folder / "tokenizer")
@@ -80,7 +80,7 @@ class Seen:
 
 
 class _Timer:
-    """Looks at the clock when the model is called for the third training step, and again `steps` later."""
+    """Looks at the clock when the task is called for the third training step, and again `steps` later."""
 
     def __init__(self, work: Work, clock: str, watch: Any = None):
         self.work, self.clock, self.watch = work, clock, watch
@@ -124,7 +124,7 @@ def run_once(work: Work, settings: FitSettings, *, cached: bool = True, clock: s
     """A run of its own from start to summary. watch: started and stopped with the timed steps, e.g. a profiler."""
     task = _task(work)
     timer = _Timer(work, clock, watch)
-    task.trained().register_forward_pre_hook(timer)
+    task.register_forward_pre_hook(timer)  # not the model: that may be compiled, hooks and all
     world, fill_s = World(device=work.device), 0.0
     if work.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(work.device)

@@ -58,7 +58,7 @@ class Peer:
         assert self.process.stdin and self.process.stdout
         self.process.stdin.close()
         self.process.stdout.close()
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=120)  # its loader's workers end first; a busy machine takes its time
 
 
 def peer_environment(checkout: Path, *folders: str) -> dict[str, str]:

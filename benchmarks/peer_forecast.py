@@ -14,9 +14,10 @@ from benchmarks.peer import serve
 _state: dict[str, Any] = {}
 
 
-def load(folder: str, threads: int) -> bool:
+def load(folder: str, threads: int, device: str = "cpu") -> bool:
     """Load the pair of one size."""
     torch.set_num_threads(threads)
+    _state["device"] = device
     _state["model"] = Kronos.from_pretrained(f"{folder}/predictor").eval()
     _state["tokenizer"] = KronosTokenizer.from_pretrained(f"{folder}/tokenizer").eval()
     return True
@@ -33,7 +34,7 @@ def bars(path: str, lookback: int, horizon: int, series: int) -> bool:
 
 
 def _predict(max_context: int, horizon: int, **options: Any) -> list[pd.DataFrame]:
-    forecaster = KronosPredictor(_state["model"], _state["tokenizer"], device="cpu", max_context=max_context)
+    forecaster = KronosPredictor(_state["model"], _state["tokenizer"], device=_state["device"], max_context=max_context)
     future = [times[:horizon] for times in _state["future"]]
     return forecaster.predict_batch(_state["past"], _state["times"], future, horizon, verbose=False, **options)
 

@@ -1,5 +1,5 @@
-"""The peer's training, loader and all, as its trainers have it: its Dataset under a DataLoader with workers, the body of its loop, OneCycleLR,
-a printed line now and then. Runs in a child process; on a GPU too."""
+"""The peer's training, loader and all, as its trainers have it: its Dataset under a DataLoader with workers, the body of its loop,
+OneCycleLR, a printed line now and then. Runs in a child process; on a GPU too."""
 
 from __future__ import annotations
 

@@ -14,6 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from finetune.engine.command import run_command
 from finetune.engine.files import write_text
 
@@ -27,16 +29,21 @@ NAMES = (
 TIMED = ("loader", "train_step", "train_end_to_end", "cost_laws", "forecast", "day_forecasts", "backtest", "tft")  # take --clock
 
 
+def names() -> tuple[str, ...]:
+    """All that this machine can run: the GPU's only where there is one."""
+    return (*NAMES, *(("gpu",) if torch.cuda.is_available() else ()))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is asked for, print the page and write it. Exit code 1 if a row failed."""
     parser = parser_for("run_all", __doc__)
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), help="run these alone")
+    parser.add_argument("--only", nargs="+", choices=names(), default=list(names()), help="run these alone")
     parser.add_argument("--tft-peer", metavar="PYTHON", type=Path, help="tft's peer: the python of an environment with pytorch-forecasting")
     parser.add_argument("--folder", type=Path, help="where panel_memory makes or reuses its panel (default: a temporary folder)")
     clock_argument(parser)
     args = parser.parse_args(argv)
     out = (args.out or ROOT / "benchmarks" / "results" / f"{time.strftime('%Y-%m-%d')}-cpu.md").absolute()
-    peers = dict.fromkeys(NAMES, args.peer) | {"tft": args.tft_peer}
+    peers = dict.fromkeys(names(), args.peer) | {"tft": args.tft_peer}
     common = {name: [*(["--peer", str(peer.absolute())] if peer else []), "--threads", str(args.threads)] for name, peer in peers.items()}
     own = {"panel_memory": ["--folder", str(args.folder)] if args.folder else [], **{name: ["--clock", args.clock] for name in TIMED}}
     out.parent.mkdir(parents=True, exist_ok=True)

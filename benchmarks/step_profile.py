@@ -19,7 +19,7 @@ _AROUND = (
 _NAMES = (
     ("matrix products", ("aten::mm", "aten::addmm", "aten::linear", "aten::matmul")),
     ("attention", ("aten::bmm", "aten::_softmax", "aten::softmax", "aten::scaled_dot", "aten::_scaled_dot")),
-    ("loss and drawn token", ("aten::_log_softmax", "aten::log_softmax", "aten::nll_loss", "aten::cumsum", "aten::searchsorted", "aten::rand")),
+    ("loss and drawn token", ("aten::_log_soft", "aten::log_soft", "aten::nll_loss", "aten::cumsum", "aten::searchsorted", "aten::rand")),
     ("gates", ("aten::silu",)),
     ("embeddings", ("aten::embedding", "aten::index_select")),
     ("sums of residuals, casts, copies", ("aten::add", "aten::_to_copy", "aten::copy_", "aten::clone", "aten::contiguous", "aten::cat")),
