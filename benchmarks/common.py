@@ -97,11 +97,17 @@ def begin(name: str, parser: argparse.ArgumentParser, argv: Sequence[str] | None
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # for the children
     torch.set_num_threads(args.threads)
     flags = "".join(
-        f" --{k.replace('_', '-')} {'PATH' if isinstance(v, Path) else ' '.join(map(str, v)) if isinstance(v, list) else v}"
-        for k, v in vars(args).items()
-        if k != "out" and v != parser.get_default(k)
+        f" --{k.replace('_', '-')}{_given(v)}" for k, v in vars(args).items() if k != "out" and v != parser.get_default(k)
     )
     return args, Report(name, f"python -m benchmarks.{name}{flags}", machine_facts(args.threads))
+
+
+def _given(value: Any) -> str:
+    if value is True:
+        return ""  # the flag says it all
+    if isinstance(value, Path):
+        return " PATH"
+    return " " + (" ".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
 def end(report: Report, args: argparse.Namespace) -> Report:

@@ -50,6 +50,7 @@ def test_the_gpu_benchmark_runs_whole_on_a_cpu(tmp_path):
         "loader's share of the step",
         "forecasts per second",
     ]
+    assert report.command.endswith("--rounds 1 --steps 1 --no-compile --peak-tflops 1.0")
     assert "% of 1 TFLOP/s (ours)" in report.rows[1].seen and "panel on cpu" in report.rows[2].seen
     assert json.loads((tmp_path / "gpu.json").read_text())["rows"][0]["measure"] in (tmp_path / "gpu.md").read_text()
 
