@@ -146,7 +146,7 @@ class Composite:
         for name, weight in inner.items() if isinstance(inner, Mapping) else ():
             plain = str(name).removeprefix("val_")
             if plain.split("@")[0] not in known:
-                near = difflib.get_close_matches(plain.split("@")[0], known, 1)
+                near = difflib.get_close_matches(plain.split("@")[0], known, 1, 0.85)
                 unknown[plain] = f" (did you mean val_{near[0]}?)" if near else ""
             if not isinstance(weight, int | float) or isinstance(weight, bool) or not np.isfinite(weight) or weight == 0:
                 problems.append(f"weight {weight!r} of {name} must be a number other than 0")
