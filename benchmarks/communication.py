@@ -36,7 +36,8 @@ from finetune.engine.tokens import with_cached_tokens
 
 from .children import run_ranks
 from .common import HORIZON, LENGTH, LOOKBACK, Report, Row, begin, end, interleaved, make_panel, parser_for, spread
-from .networks import Bucket, Network, common_length, flops_per_window, length, smallest_batch
+from .model_flops import flops_per_token
+from .networks import Bucket, Network, common_length, length, smallest_batch
 from .ranks import make_task
 
 NAME = "communication"
@@ -195,7 +196,7 @@ class _Rank:
             "bytes in trace": traces[-1]["bytes"],
             "bytes by arithmetic": sum(p.numel() * p.element_size() for p in self.model.parameters()) + self.sums_bytes,
             "bare seconds": [self._bare(buckets) for _ in range(self.work.rounds)],
-            "flops per window": flops_per_window(self.model, LENGTH - 1),
+            "flops per window": (LENGTH - 1) * flops_per_token(self.model.config, LENGTH - 1),
         }
 
     def _timed(self, work: Callable[[], object]) -> float:

@@ -5,9 +5,8 @@ Buckets of gradients are all-reduced one after another; bucket k can start when 
 
     t_k = latency + 2 (n - 1) / n x bytes_k / bandwidth          (ring all-reduce over n ranks; bandwidth: what each rank sends per second)
 
-What is not done when the backward pass ends is waited for: `exposed_s`. The computation of b windows of T tokens takes F b / (peak x MFU),
-F = T (6 (P - tables) + 6 L T d): P parameters, of which embedding tables are only looked up; L layers of width d with causal attention.
-One third of it is the forward pass, two thirds the backward pass.
+What is not done when the backward pass ends is waited for: `exposed_s`. The computation of b windows takes F b / (peak x MFU), F as
+`benchmarks.model_flops` counts it; one third of it is the forward pass, two thirds the backward pass.
 """
 
 from __future__ import annotations
@@ -15,10 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from torch import nn
-
-from kronos import Kronos
 
 BACKWARD = 2 / 3  # of the computation
 
@@ -51,14 +46,6 @@ def exposed_s(buckets: Sequence[Bucket], backward_s: float, network: Network) ->
     for bucket in buckets:
         end = max(end, bucket.ready * backward_s) + network.seconds(bucket.size)
     return max(0.0, end - backward_s)
-
-
-def flops_per_window(model: Kronos, tokens: int) -> float:
-    """Floating-point operations of the forward and backward pass over one window, by the formula above."""
-    config = model.config
-    tables = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding))
-    used = sum(p.numel() for p in model.parameters()) - tables
-    return tokens * (6 * used + 6 * config["n_layers"] * tokens * config["d_model"])
 
 
 def share_exposed(buckets: Sequence[Bucket], compute_s: float, network: Network) -> float:

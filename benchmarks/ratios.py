@@ -76,7 +76,7 @@ def table(reports: dict[str, dict[str, Any]]) -> str:
         saved = f"[{machine['date']}](results/{file}): {machine['cores']} cores, {machine['threads']} threads, torch {machine['torch']}"
         lines.append(_line(report["name"], seen, saved, report["command"]))
     measured = {report["name"] for report in reports.values()}
-    for name in NAMES:
+    for name in (*NAMES, "gpu"):
         if name not in measured:
             lines.append(_line(name, "no saved report", "", f"python -m benchmarks.{name}"))
     return "\n".join(lines) + "\n"
