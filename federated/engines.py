@@ -10,14 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from federated.home import make_home, stop
+from federated.home import CONNECTION, begin, make_home, stop
 from federated.settings import Settings, run_config
 from finetune.engine.command import EXIT_FAULT
 from finetune.engine.files import ensure_writable_folder, read_json
 from kronos.errors import InputError
 
 APP = Path(__file__).resolve().parent
-CONNECTION = "local-simulation"
 
 
 def in_process(settings: Settings) -> None:
@@ -38,11 +37,13 @@ def with_ray(settings: Settings) -> int:
     """
     folder = settings.folder
     home, work = folder / "flwr-home", ensure_writable_folder(folder / "flwr-home" / "work")
-    environment = {**os.environ, **make_home(home, clients_of(settings), cpus=1, gpus=0)}
+    own = make_home(home, clients_of(settings), cpus=1, gpus=0)
+    environment = {**os.environ, **own}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     (folder / "status.json").unlink(missing_ok=True)  # what stands there later is this run's
     command = ["flwr", "run", str(APP), CONNECTION, "--stream", "--run-config", as_text(run_config(settings))]
     try:
+        begin(own, work)
         code = subprocess.run(command, env=environment, cwd=work, check=False).returncode
         listed = subprocess.run(
             ["flwr", "ls", CONNECTION, "--format", "json"], env=environment, cwd=work, check=False, capture_output=True, text=True

@@ -5,7 +5,9 @@
     python federated/home.py --stop        # flwr leaves its SuperLink running; this ends it
 
 It writes a Flower home of our own (outputs/flwr-home), with the connection `local-simulation`, one CPU per client and a port of its own, so
-that no other project's settings or SuperLink are met, and switches off what Flower would install, ask or send at run time.
+that no other project's settings or SuperLink are met, switches off what Flower would install, ask or send at run time, and starts the
+SuperLink: flwr gives it 15 s, which a busy machine does not keep, and one that is ended while it makes its database never starts again
+(so it has none: runs are forgotten with it).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import os
 import shlex
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,14 +23,23 @@ import psutil
 
 from finetune.engine.command import command_parser, run_command
 from finetune.engine.files import ensure_writable_folder, read_json, write_json, write_text
+from kronos.errors import InputError
 
+CONNECTION = "local-simulation"
+START_S = 180.0  # flwr waits 15 s
+_BEGIN = """
+from flwr.cli import local_superlink
+from flwr.cli.typing import SuperLinkConnection
+local_superlink.LOCAL_SUPERLINK_STARTUP_TIMEOUT = {patience}
+local_superlink.ensure_local_superlink(SuperLinkConnection(name="{connection}", address=":local-in-memory:"))
+"""
 ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / "outputs" / "flwr-home"
 CONFIG = """[superlink]
-default = "local-simulation"
+default = "{connection}"
 
-[superlink.local-simulation]
-address = ":local:"
+[superlink.{connection}]
+address = ":local-in-memory:"
 options.num-supernodes = {nodes}
 options.backend.client-resources.num-cpus = {cpus}
 options.backend.client-resources.num-gpus = {gpus}
@@ -37,7 +49,7 @@ options.backend.client-resources.num-gpus = {gpus}
 def make_home(folder: Path, nodes: int, cpus: float, gpus: float) -> dict[str, str]:
     """Write the home and return the environment that goes with it. Raises InputError where it cannot be written."""
     ensure_writable_folder(folder)
-    write_text(folder / "config.toml", CONFIG.format(nodes=nodes, cpus=f"{cpus:g}", gpus=f"{gpus:.1f}"))
+    write_text(folder / "config.toml", CONFIG.format(connection=CONNECTION, nodes=nodes, cpus=f"{cpus:g}", gpus=f"{gpus:.1f}"))
     ports = read_json(folder / "ports.json") or {"http": _free_port(), "control": _free_port()}
     write_json(folder / "ports.json", ports)
     return {
@@ -50,6 +62,17 @@ def make_home(folder: Path, nodes: int, cpus: float, gpus: float) -> dict[str, s
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": "1",  # as many clients as there are CPUs compute at once
     }
+
+
+def begin(environment: dict[str, str], work: Path) -> None:
+    """Start the SuperLink of a home as flwr does, but with patience, in the folder `work`. Raises InputError if it does not answer."""
+    command = [sys.executable, "-c", _BEGIN.format(connection=CONNECTION, patience=START_S)]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    done = subprocess.run(command, env={**os.environ, **environment, "PATH": path}, cwd=work, check=False, capture_output=True, text=True)
+    if done.returncode:
+        log = Path(environment["FLWR_HOME"]) / "local-superlink" / "superlink.log"
+        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise InputError(f"Flower's SuperLink does not start: {said}; see {log}, or try again on a less busy machine")
 
 
 def stop(folder: Path) -> list[int]:
@@ -81,7 +104,9 @@ def main() -> None:
     if args.stop:
         print(f"ended {len(stop(HOME))} processes", file=sys.stderr)
         return
-    for name, value in make_home(HOME, args.nodes, args.cpus, args.gpus).items():
+    environment = make_home(HOME, args.nodes, args.cpus, args.gpus)
+    begin(environment, ensure_writable_folder(HOME / "work"))
+    for name, value in environment.items():
         print(f"export {name}={shlex.quote(os.fspath(value))}")
 
 

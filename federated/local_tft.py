@@ -25,6 +25,8 @@ from tft.task import TftTask
 from tft.training import Prepared, cut_windows, open_data, prepare, target_losses
 from tft.vocabulary import Vocabulary
 
+_CUT_OF_ALL = ("split", "train_until")  # of a manifest: where training ends by the bars of all
+
 
 def check(settings: Settings) -> None:
     """Raises InputError for whatever is wrong with the model's YAML and can be told without bars."""
@@ -139,7 +141,13 @@ def _own_panel(settings: Settings, node: Node) -> tuple[str, Panel, dict[str, An
     config = _config(settings)
     panel, manifest = _read(config.data_path, settings, node)
     name, own = own_panel(settings, panel, node, run=config.block_length if config.shared_rows else 1)
-    return name, own, manifest
+    return name, own, manifest if _whole_series(panel, own) else {key: manifest[key] for key in manifest if key not in _CUT_OF_ALL}
+
+
+def _whole_series(panel: Panel, own: Panel) -> bool:
+    """Whether a client has whole series. Pieces of some split their own time: where training on all ends is beyond most of them."""
+    rows = dict(zip(panel.series, np.diff(panel.offsets).tolist(), strict=True))
+    return all(rows[info] == own_rows for info, own_rows in zip(own.series, np.diff(own.offsets).tolist(), strict=True))
 
 
 def _read(default: str, settings: Settings, node: Node) -> tuple[Panel, dict[str, Any]]:

@@ -12,11 +12,13 @@ import tft_data
 from flwr.app import ConfigRecord
 from safetensors.numpy import load_file
 
-from federated import client_app, rounds, settings
+from federated import client_app, local_tft, rounds, settings
+from federated.task import Node
 from federated.update import ARRAYS, CLIENT, from_record, to_record
 from finetune.engine.files import read_json, read_json_lines
 from kronos import load_predictor, load_tokenizer
 from kronos.errors import InputError
+from tft.rows import save_with_manifest
 
 
 @pytest.fixture(scope="module")
@@ -277,6 +279,18 @@ def test_the_transformer_is_trained_with_the_vocabulary_of_all_clients(tmp_path)
     assert config["facts"]["scales"] == {}, "a client's scales are its own"
     line = read_json_lines(folder / "rounds.jsonl")[0]
     assert line["answered"] == [0, 1, 2, 3] and np.isfinite(line["score"]["val_loss"])
+
+
+def test_pieces_of_a_series_split_their_own_time_and_whole_series_where_their_thresholds_end(tmp_path):
+    panel, manifest = tft_data.make_panel(200)
+    rule = {"val_mode": "ratio", "val_ratio": 0.2, "test_ratio": 0.0, "val_days": 30.0, "test_days": 0.0, "train_until": ""}
+    end = str(np.datetime64(int(np.quantile(panel.times, 0.8)), "ns").astype("datetime64[s]")) + "+00:00"
+    save_with_manifest(panel, tmp_path / "fused", {**manifest, "split": rule, "train_until": end})
+    yaml = tft_data.write_config(tmp_path)
+    told = [local_tft.hello(tiny.settings(yaml, tmp_path, model="tft"), Node(k, 12)) for k in range(12)]
+    assert all(client["train"] > client["val"] > 0 for client in told), "also of the earliest pieces"
+    whole = tiny.settings(yaml, tmp_path, model="tft", partitions="iid")
+    assert sum(local_tft.hello(whole, Node(k, 4))["val"] for k in range(4)) > 0
 
 
 @pytest.mark.parametrize(
