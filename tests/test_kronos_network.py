@@ -75,7 +75,6 @@ def test_no_logit_sees_a_later_token_stamp_or_target_in_evaluation_or_training(t
         assert (new[:, 15:] - old[:, 15:]).abs().max() > 1e-3
 
 
-
 def test_many_tokens_go_through_tables_that_the_projection_has_passed_and_come_out_the_same():
     embedding = predictor().double().embedding
     s1, s2, _ = batch(5)
@@ -96,6 +95,7 @@ def test_a_token_seen_a_thousand_times_keeps_its_gradient_in_bf16():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         embedding(tokens, tokens).float().sum().backward()
     torch.testing.assert_close(embedding.fusion_proj.bias.grad, torch.full((32,), 1000.0), rtol=1e-2, atol=0)
+
 
 def test_evaluation_repeats_exactly_and_takes_the_targets_given():
     """Fault 2: the public code's validation samples the coarse token, so its loss is random."""

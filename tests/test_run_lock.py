@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_multi_trainer import models, script
+from multi_tiny import models, script
 from test_pipeline import write_config
 
 from finetune.engine import locks

@@ -2,38 +2,24 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tft_data
 import tiny
 import torch
-from ranks import TESTS, environment
 from safetensors.torch import load_file
+from tft_runs import begin, load, refused
 
 from finetune.data.panel import Column, Panel
-from finetune.engine.config import load_config
 from finetune.engine.errors import Interrupted
 from finetune.engine.trainer import fit
 from finetune.engine.yaml_text import to_yaml
 from kronos.errors import InputError, MissingFileError
-from tft.config import TftConfig
 from tft.rows import save_with_manifest
 from tft.run_folder import find_run, find_weights
 from tft.task import load_task, warm_start
-from tft.train_run import train
 from tft.training import load_run, prepare
-
-
-def load(path, *overrides):
-    return load_config(TftConfig, path, overrides, {})
-
-
-def begin(folder, *overrides, stop=None, resume="", warm="", script="train_multi_tft", **changes):
-    """Train by a configuration in `folder`, as the command does; returns the run folder."""
-    return train(load(tft_data.write_config(folder, **changes), *overrides), script, resume=resume, warm=warm, stop=stop)
 
 
 def lines(run, split="val"):
@@ -42,12 +28,6 @@ def lines(run, split="val"):
 
 def last_weights(run):
     return load_file(find_weights(str(run / "checkpoints" / "last"), "") / "model.safetensors")
-
-
-def refused(folder, *overrides, match, **changes):
-    with pytest.raises(InputError, match=match) as error:
-        begin(folder, *overrides, **changes)
-    return str(error.value)
 
 
 @pytest.fixture(scope="module")
@@ -343,45 +323,7 @@ def test_given_codes_and_positive_weights_are_used_as_they_are(tmp_path):
     assert set(client.windows["train"].gather(np.arange(4))["static"][:, 0].tolist()) == {2}
 
 
-# ---- bad input: one message
-
-
-def change_features(column, value):
-    return lambda features, targets: features.__setitem__((slice(None), column), value)
-
-
-BAD = {
-    "unknown target": (["targets.target_upp=MSE"], {}, "target_upp.*did you mean target_up"),
-    "unknown loss": (["targets.target_up=WeightedBSE"], {}, "unknown loss 'WeightedBSE'.*did you mean WeightedBCE"),
-    "negative class weight": (["targets.target_up={name: WeightedBCE, pos_weight: -1}"], {}, "pos_weight -1 is not possible"),
-    "negative weight": (["targets.target_up={name: WeightedBCE, weight: -1}"], {}, "weight -1 is not possible"),
-    "missing column": (["reals=[log_return_1, rsi_15]"], {}, "no column 'rsi_15'"),
-    "constant column": ([], {"change": change_features(1, 7.0)}, "rsi_14 = 7"),
-    "one class": ([], {"change": lambda f, t: t.__setitem__((slice(None), 0), 1.0)}, r"target_up: all [\d,]+ training labels are 1"),
-    "empty validation": (["val_ratio=0.001"], {}, "the val split has no window"),
-    "no validation": (["val_ratio=0"], {}, "val_ratio.*validation period is empty"),
-    "unknown monitor": (["monitor=val_target_up_f11"], {}, "did you mean val_target_up_f1"),
-    "wrong way": (["monitor=val_target_up_f1", "monitor_mode=min"], {}, "would keep the worst weights"),
-    "no score": (["monitor=val_composite_score"], {}, "composite_score names no file"),
-    "unknown period": (["focus_period=1w"], {}, "'1w' is not among the periods"),
-    "no data": (["data_path=/nowhere"], {}, "/nowhere"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_told_in_one_message_before_a_run_folder_is_made(tmp_path, name):
-    overrides, changes, told = BAD[name]
-    refused(tmp_path, *overrides, match=f"(?s){told}", **changes)
-    assert not list((tmp_path / "runs").glob("*/"))
-
-
-def test_nan_in_a_table_is_told_by_column_and_first_rows(tmp_path):
-    from tft.long_tables import panel_to_table
-
-    frame = panel_to_table(tft_data.make_panel()[0]).to_pandas()
-    frame.loc[[4, 9], "rsi_14"] = np.nan
-    frame.to_parquet(tmp_path / "table.parquet")
-    refused(tmp_path, f"data_path={tmp_path / 'table.parquet'}", "horizon=3", match=r"(?s)rsi_14: 2 rows, first 5, 10")
+# ---- tables
 
 
 def test_a_plain_table_trains_with_a_horizon_and_its_calendar_is_found(tmp_path):
@@ -407,11 +349,3 @@ def test_a_parquet_table_trains_as_the_panel_that_it_was_written_from(tmp_path):
         begin(tmp_path / name, "max_epochs=1", "n_train_iter=32", *data)
     a, b = (next((tmp_path / name / "runs").iterdir()) for name in "ab")
     assert tiny.same(last_weights(a), last_weights(b)) and load_run(b).manifest["targets"] == manifest["targets"]
-
-
-def test_the_command_ends_with_exit_code_2_and_one_message(tmp_path):
-    path = tft_data.write_config(tmp_path, monitor="val_losss")
-    done = subprocess.run(
-        [sys.executable, "tft/train_multi_tft.py", "--config", path], env=environment(), cwd=TESTS.parent, capture_output=True, text=True
-    )
-    assert done.returncode == 2 and done.stderr.startswith("error: monitor: 'val_losss'") and done.stderr.count("\n") == 1
