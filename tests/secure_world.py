@@ -18,7 +18,19 @@ from federated.secure.settings import SecureSettings
 from federated.secure.terms import AGREE, MASKED_INPUT, SETUP, SHARE_KEYS, STAGES, UNMASK, Terms
 from federated.update import Update
 
-__all__ = ["AGREE", "MASKED_INPUT", "SETUP", "SHARE_KEYS", "STAGES", "UNMASK", "Room", "TinyGrid", "clear_mean", "some_updates", "the_model"]
+__all__ = [
+    "AGREE",
+    "MASKED_INPUT",
+    "SETUP",
+    "SHARE_KEYS",
+    "STAGES",
+    "UNMASK",
+    "Room",
+    "TinyGrid",
+    "clear_mean",
+    "some_updates",
+    "the_model",
+]
 
 
 def the_model(seed: int = 0, size: int = 40) -> dict[str, np.ndarray]:
