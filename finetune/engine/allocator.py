@@ -26,7 +26,7 @@ def freed_memory_kept() -> Iterator[None]:
     global _depth
     libc = _glibc()
     if libc and _depth == 0:
-        libc.mallopt(_MMAP_THRESHOLD, _LARGEST)
+        libc.mallopt(_MMAP_THRESHOLD, _LARGEST) or libc.mallopt(_MMAP_THRESHOLD, _USUAL_MMAP)  # some versions take 32 MiB at most
         libc.mallopt(_TRIM_THRESHOLD, _NEVER)
     _depth += 1
     try:
