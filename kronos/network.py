@@ -34,7 +34,8 @@ class TokenEmbedding(nn.Module):
 
     def forward(self, s1: Tensor, s2: Tensor) -> Tensor:
         """Two [...] int64 -> [..., d]."""
-        if s1.numel() > self.emb_s1.num_embeddings + self.emb_s2.num_embeddings:
+        # training alone: quantised layers have no such weight, and exported programs take any number of tokens
+        if self.training and s1.numel() > self.emb_s1.num_embeddings + self.emb_s2.num_embeddings:
             return self._from_tables(s1, s2)
         pair = torch.cat((self.emb_s1(s1), self.emb_s2(s2)), dim=-1)  # [..., 2d]
         return self.fusion_proj(pair * math.sqrt(self.emb_s1.embedding_dim))

@@ -76,7 +76,7 @@ def test_no_logit_sees_a_later_token_stamp_or_target_in_evaluation_or_training(t
 
 
 def test_many_tokens_go_through_tables_that_the_projection_has_passed_and_come_out_the_same():
-    embedding = predictor().double().embedding
+    embedding = predictor().double().train().embedding
     s1, s2, _ = batch(5)
     assert s1.numel() > 2**4 + 2**5 > s1[:2].numel()
     found = []
