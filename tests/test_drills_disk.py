@@ -4,12 +4,13 @@ import os
 import resource
 import threading
 
+import numpy as np
 import pytest
 import tiny
 import torch
 from test_drills_kill import drill
 
-from finetune.engine import tracking
+from finetune.engine import tokens, tracking
 from finetune.engine.distributed import World
 from finetune.engine.files import read_json
 from finetune.engine.signals import StopRequest
@@ -97,3 +98,22 @@ def test_a_damaged_token_cache_is_encoded_again_to_the_same_tokens(tmp_path):
             damage(file)
         assert torch.equal(encode()[0], whole)
         assert sum("are encoded again" in line for line in told) == len(files)
+
+
+def test_no_flipped_bit_in_the_head_of_a_token_cache_is_read_as_tokens_or_ends_the_start(tmp_path):
+    """numpy's own reader raises SyntaxError or TokenError at some, and takes '>i2' for '<i2': the same bytes as other numbers."""
+    ids = np.arange(-8, 8, dtype=np.int16).reshape(4, 2, 2)
+    np.save(tmp_path / "ids.npy", ids)
+    (tmp_path / "complete.json").write_text(f'{{"windows": 4, "crc32": {tokens._checksum(ids)}}}')
+    written = (tmp_path / "ids.npy").read_bytes()
+    for bit in range((len(written) - ids.nbytes) * 8):
+        data = bytearray(written)
+        data[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "ids.npy").write_bytes(data)
+        if tokens._is_whole(tmp_path, ids.shape, ids.dtype, lambda _: None):  # a blank at the head's end, perhaps
+            assert np.array_equal(np.load(tmp_path / "ids.npy"), ids), data[:128]
+    other = np.asfortranarray(ids)
+    np.save(tmp_path / "ids.npy", other)
+    assert not tokens._is_whole(tmp_path, ids.shape, ids.dtype, lambda _: None)
+    (tmp_path / "ids.npy").write_bytes(written)
+    assert tokens._is_whole(tmp_path, ids.shape, ids.dtype, lambda _: None)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import tokenize
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -126,13 +127,13 @@ def _filled(
     source: Source, tokenizer: KronosTokenizer, folder: Path, world: World, stop: StopRequest, say: Callable[[str], None]
 ) -> TokenWindows:
     """The source's tokens; encoded now, each rank its chunks, unless a complete cache is there."""
-    shape = (len(source), source.facts["rows per window"], 2)
-    if not world.on_main(lambda: _is_whole(folder, shape, say)):
+    shape, dtype = (len(source), source.facts["rows per window"], 2), _id_type(tokenizer)
+    if not world.on_main(lambda: _is_whole(folder, shape, dtype, say)):
         with explained(folder):
             if world.is_main:
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / MARKER).unlink(missing_ok=True)
-                np.lib.format.open_memmap(folder / _IDS, "w+", _id_type(tokenizer), shape).flush()
+                np.lib.format.open_memmap(folder / _IDS, "w+", dtype, shape).flush()
                 _take_room(folder / _IDS)
             world.barrier()
             ids = np.lib.format.open_memmap(folder / _IDS, "r+")
@@ -145,14 +146,15 @@ def _filled(
     return TokenWindows(source, as_tensor(np.load(folder / _IDS, mmap_mode="r")))
 
 
-def _is_whole(folder: Path, shape: tuple[int, ...], say: Callable[[str], None]) -> bool:
+def _is_whole(folder: Path, shape: tuple[int, ...], dtype: np.dtype, say: Callable[[str], None]) -> bool:
     """Whether a complete cache is there, byte for byte as it was written. One that is damaged can be made again, so this raises nothing."""
     if not is_complete(folder):
         return False
     try:
         ids, facts = np.load(folder / _IDS, mmap_mode="r"), read_json(folder / MARKER) or {}
-        whole = ids.shape == shape and _checksum(ids) == facts.get(_SUM)
-    except (OSError, ValueError, EOFError):  # InputError, of the marker, is a ValueError
+        alike = ids.shape == shape and ids.dtype == dtype and ids.flags.c_contiguous  # the checksum is of the data, not of what they are
+        whole = alike and _checksum(ids) == facts.get(_SUM)
+    except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError):  # InputError is a ValueError
         whole = False
     if not whole:
         say(f"the cached tokens in {folder} are damaged, or of an older version: they are encoded again")
