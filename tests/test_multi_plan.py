@@ -248,6 +248,33 @@ def test_windows_of_files_that_do_not_show_their_period_are_left_open(tmp_path):
     assert windows_of(manager.load_config("a")) == (None, False)
 
 
+def test_a_damaged_or_vanished_source_file_ends_no_plan(tmp_path):
+    folder = tmp_path / "models" / "bars"
+    manager = models(tmp_path, "a", panel=False, timeframe={"period": "1h", "source": ["bars"]})
+    folder.mkdir()
+    packed = folder / "one.csv.gz"
+    make_frame(2000).to_csv(packed, index=False)
+    prepare(manager.load_config("a"), say=lambda _: None)
+    (folder / "gone.csv").symlink_to(tmp_path / "nowhere.csv")
+    (folder / "folder.csv").mkdir()
+    damaged = bytearray(packed.read_bytes())
+    damaged[40:80] = b"\xff" * 40  # within what is packed
+    packed.write_bytes(damaged)
+    config = manager.load_config("a")
+    assert plan_of(manager, "a", resume=True, prepare=True).problems == () and config.changed_source == ""
+    with pytest.raises(InputError, match=r"gone\.csv: timeframe\.source .* cannot be read \(No such file or directory\)"):
+        prepare(config, say=lambda _: None)
+    (folder / "gone.csv").unlink()
+    with pytest.raises(InputError, match=r"folder\.csv: timeframe\.source .* cannot be read \(Is a directory\)"):
+        prepare(config, say=lambda _: None)
+    (folder / "folder.csv").rmdir()
+    for also in (None, folder / "gone.csv"):
+        if also:
+            also.symlink_to(tmp_path / "nowhere.csv")
+        bare = models(tmp_path, "b", panel=False, timeframe={"period": "1h", "source": ["bars"]})
+        assert windows_of(bare.load_config("b")) == (None, False)
+
+
 def test_gpus_of_the_plan_are_dealt_among_workers_and_the_batch_grows_with_them(tmp_path):
     manager = models(tmp_path, "a", "b", device={"device": "auto", "device_id": 3})
     four = Machine(("0", "1", "2", "3"), 80.0, 32, 200.0)

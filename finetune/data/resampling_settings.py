@@ -36,10 +36,10 @@ def changed_settings(config: Any) -> list[str]:
 
 
 def changed_source(config: Any) -> str:
-    """Which files of timeframe.source are not those that a panel was made of, in words; empty where they are, or are not there."""
+    """Which files of timeframe.source are not those that a panel was made of, in words; empty where they are, or cannot be read."""
     manifest = read_json(Path(config.timeframe.panel, MANIFEST)) or {}
     try:
         told = what_changed(named_sources(config.timeframe.source, SOURCE_KEY), manifest) if manifest else ""
-    except MissingFileError:  # bars that were made may outlive their source
+    except (MissingFileError, OSError):  # bars that were made may outlive their source
         return ""
     return f"files of timeframe.source are {told}" if told else ""

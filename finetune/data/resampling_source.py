@@ -62,8 +62,12 @@ def prepare(config: Model, *, force: bool = False, check: Sequence[str] = (), sa
     if not frame.source:
         raise InputError(f"{config.name}: timeframe.source names no file; give the finer bars, or set KRONOS_DATA_PATH")
     sources = named_sources(frame.source, SOURCE_KEY)
-    looked = seen(sources)  # before they are read: what is written to them meanwhile is then noticed the next time
-    inputs = {"version": _VERSION, "settings": panel_settings(config), "files": digests(sources)}
+    try:
+        looked = seen(sources)  # before they are read: what is written to them meanwhile is then noticed the next time
+        inputs = {"version": _VERSION, "settings": panel_settings(config), "files": digests(sources)}
+    except OSError as error:
+        told = f"{error.filename or 'a file'}: {SOURCE_KEY} names this, and it cannot be read ({error.strerror}); mend it or take it out"
+        raise InputError(told) from error
     manifest = _same(folder, inputs)
     if manifest and manifest.get("seen") != looked:  # copied, or touched: the next look need not read them again
         write_json(folder / MANIFEST, {**manifest, "seen": looked})

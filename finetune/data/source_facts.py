@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import zlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
@@ -30,17 +31,20 @@ def named_sources(paths: Sequence[str], key: str) -> list[Source]:
 
 
 def digests(sources: Sequence[Source]) -> list[dict[str, Any]]:
-    """Name and digest of the content of each."""
+    """Name and digest of the content of each. Raises OSError for a file that cannot be read."""
     return [{"name": source.name, "digest": _digest(source.path)} for source in sources]
 
 
 def seen(sources: Sequence[Source]) -> list[list[Any]]:
-    """Name, size and time of the last change of each: while these stay, so does the content."""
+    """Name, size and time of the last change of each: while these stay, so does the content. Raises OSError."""
     return [[source.name, *_size_and_time(source.path)] for source in sources]
 
 
 def what_changed(sources: Sequence[Source], manifest: Mapping[str, Any]) -> str:
-    """How files differ from those that a manifest's "files" and "seen" are about, as "new (a), changed (b)"; empty where they do not."""
+    """How files differ from those that a manifest's "files" and "seen" are about, as "new (a), changed (b)"; empty where they do not.
+
+    Raises OSError for a file that cannot be read.
+    """
     known = {file["name"]: file["digest"] for file in manifest.get("files") or []}
     if not known or manifest.get("seen") == seen(sources):
         return ""
@@ -82,7 +86,10 @@ def about_bars(sources: Sequence[Source], period_s: int) -> list[int] | None:
 
     None where a file is no CSV of one series, or its times are not such as 2024-06-18 11:15:00 within what its first 64 KiB show.
     """
-    found = [_rows_and_period(source.path, *_size_and_time(source.path)) for source in sources]
+    try:
+        found = [_rows_and_period(source.path, *_size_and_time(source.path)) for source in sources]
+    except OSError:  # a link to nothing, say: reading it will say so
+        return None
     if not found or any(one is None for one in found):
         return None
     return [int(rows * apart_s // period_s) for rows, apart_s in found]  # type: ignore[misc]
@@ -98,7 +105,7 @@ def _rows_and_period(path: Path | str, size: int, time_ns: int) -> tuple[float, 
         rows = [line.split(",") for line in lines[1:]]
         column = next(at for at, cell in enumerate(rows[0]) if _seconds(cell) is not None)
         times = [second for row in rows if (second := _seconds(row[column])) is not None]
-    except (OSError, EOFError, UnicodeDecodeError, IndexError, StopIteration):  # reading them will say what is wrong
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, IndexError, StopIteration):  # reading them will say what is wrong
         return None
     steps = [after - before for before, after in pairwise(times)]
     if not steps or min(steps) <= 0:  # several series one after the other, or the newest first
