@@ -40,6 +40,7 @@ def sight_of(room: Room, colluding: frozenset[int] = frozenset()) -> Sight:
     def opened(owner: int) -> bytes:
         return shamir.combine([r["shares"][r["nodes"].index(owner)] for r in answers if owner in r["nodes"]], threshold)
 
+    seen = room.terms.digest(room.cohort.sent)
     seeds, privates = {node: opened(node) for node in alive}, {node: opened(node) for node in dropped}
     for node in colluding:
         member = Member.from_bytes(room.worn[node])
@@ -51,7 +52,7 @@ def sight_of(room: Room, colluding: frozenset[int] = frozenset()) -> Sight:
         for peer in set(masked) - {node}:
             if node in privates or peer in privates:
                 mine, other = (node, peer) if node in privates else (peer, node)
-                key = keys.mask_key(binding, privates[mine], room.cohort.public[other]["mask_key"])
+                key = keys.mask_key(binding, privates[mine], room.cohort.public[other]["mask_key"], seen)
                 mask = stream_words(key, size)
                 masks[node].append(mask if sign_between(node, peer) == 1 else np.zeros_like(mask) - mask)
     return Sight(masked, masks)

@@ -2,18 +2,23 @@
 
 import numpy as np
 import pytest
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
 from federated.secure import keys, shamir
 from federated.secure.client import digest_of
+from federated.secure.encoding import decode
 from federated.secure.errors import SecureAggregationHalted
 from federated.secure.masks import add_stream
 from federated.secure.member import WORDS, self_mask_key, sign_between
 from federated.secure.server import SecureRound
 from federated.secure.settings import SecureSettings
 from federated.update import Update
-from tests.secure_world import AGREE, MASKED_INPUT, UNMASK, Room, TinyGrid, some_updates, the_model
+from tests.curious import chance_of_uniform
+from tests.secure_world import AGREE, MASKED_INPUT, SETUP, UNMASK, Room, TinyGrid, some_updates, the_model
 
 EQUAL = SecureSettings(weights="equal", clip_range=64.0, threshold=0.51)
+LIKELY = 1e-6  # a p-value below this is no accident
 
 
 def stories(clients, threshold, wanted):
@@ -70,11 +75,12 @@ def attacked(clients, wanted):
             if (owner > wanted) == (owner not in told[node]):
                 shares[owner].append(share)
     total = sum((room.seen[MASKED_INPUT, node][1][WORDS] for node in range(1, wanted + 1)), np.uint32(0))
+    seen = room.terms.digest(room.cohort.sent)
     opened = {node: shamir.combine(found, threshold) for node, found in shares.items()}
     for node in range(1, wanted + 1):
         add_stream(total, self_mask_key(room.cohort.binding, opened[node]), -1)
         for lost in range(wanted + 1, clients + 1):
-            key = keys.mask_key(room.cohort.binding, opened[lost], room.cohort.public[node]["mask_key"])
+            key = keys.mask_key(room.cohort.binding, opened[lost], room.cohort.public[node]["mask_key"], seen)
             add_stream(total, key, -sign_between(node, lost))
     return total, sum((room.vector(node) for node in range(1, wanted + 1)), np.uint32(0)), threshold
 
@@ -93,8 +99,26 @@ def test_if_clients_did_not_compare_what_they_were_told_the_same_attack_reads_th
     assert wanted < threshold and np.array_equal(read, clear)
 
 
-@pytest.mark.parametrize("odd, survive", [({1}, True), ({1, 2, 3}, False)])
-def test_different_models_for_different_clients_open_nothing_unless_a_threshold_has_the_same_one(odd, survive):
+@pytest.mark.parametrize("told, value", [("sent", b"a model that leaves no update"), ("clip", 1e12)])
+def test_a_client_that_is_shown_another_model_or_other_terms_than_all_the_others_leaves_noise_and_no_sum(told, value):
+    clients, size = range(1, 7), 20_000  # what the others were shown makes their updates zero, so that the sum would be client 1's
+    updates = {n: Update({"w": np.full(size, 0.125 * (n == 1), np.float32)}, 1, {}) for n in clients}
+    room = Room(updates, {"w": np.zeros(size)}, EQUAL)
+
+    def lying(stage, requests):
+        if stage == (SETUP if told == "clip" else MASKED_INPUT):
+            requests = {node: request if node == 1 else {**request, told: value} for node, request in requests.items()}
+        return room.ask(stage, requests)
+
+    total = room.cohort.run(lying)
+    assert room.cohort.survivors == list(clients)
+    assert chance_of_uniform(total - sum((room.vector(node) for node in clients if node != 1), np.uint32(0))) > LIKELY
+    with pytest.raises(ValueError, match="did not cancel"):
+        decode(total, room.base, [], room.terms.scale)
+
+
+@pytest.mark.parametrize("odd, why", [({1}, "did not cancel"), ({1, 2, 3}, "breaks the protocol")])
+def test_different_models_for_different_clients_halt_the_round(odd, why):
     base = the_model(size=4)
     grid = TinyGrid(some_updates(base, 6))
     send = grid.send_and_receive
@@ -109,11 +133,7 @@ def test_different_models_for_different_clients_open_nothing_unless_a_threshold_
 
     grid.send_and_receive = lying
     secure = SecureRound(SecureSettings(max_weight=256, clip_range=4.0))
-    if survive:
-        outcome = secure.exchange(grid, grid.messages(base), timeout_s=None, seed=0, server_round=1)
-        assert outcome.dropped == {UNMASK: [1]}, "the one with another model tells nothing"
-        return
-    with pytest.raises(SecureAggregationHalted, match="breaks the protocol"):
+    with pytest.raises(SecureAggregationHalted, match=why):
         secure.exchange(grid, grid.messages(base), timeout_s=None, seed=0, server_round=1)
 
 
@@ -130,3 +150,10 @@ def test_the_digest_tells_models_and_settings_apart_and_not_the_protocols_own_pa
     changed = {**base, "scale": np.asarray(base["scale"] + np.float32(1e-6))}
     turned = {**base, "layer.bias": base["layer.bias"][::-1].copy()}
     assert len({digest(base), digest(changed), digest(turned), digest(base, facts="x")}) == 4
+
+
+def test_the_digest_of_what_is_sent_is_the_digest_of_what_arrives():
+    content = TinyGrid({1: None}).messages(the_model(size=4))[0].content
+    content["config"]["share"], content["config"]["facts"], content["config"]["model"] = 1.0, "{}", b"packed"
+    objects = {name: found.deflate() for name, found in get_all_nested_objects(content).items()}  # as Flower sends them
+    assert digest_of(inflate_object_from_contents(content.object_id, objects)) == digest_of(content)

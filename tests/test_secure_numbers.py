@@ -29,12 +29,13 @@ def test_a_mask_longer_than_a_chunk_goes_on_and_comes_off_without_a_trace():
     assert np.array_equal(words, np.arange(CHUNK_WORDS + 7))
 
 
-def test_both_sides_derive_one_mask_key_and_another_one_in_every_run_and_round():
+def test_both_sides_derive_one_mask_key_and_another_one_in_every_run_and_round_and_for_whatever_else_they_saw():
     one, two, three = (keys.new_private() for _ in range(3))
-    derived = keys.mask_key(keys.Binding(7, 1), one, keys.public_of(two))
-    assert derived == keys.mask_key(keys.Binding(7, 1), two, keys.public_of(one))
-    others = [keys.mask_key(b, one, keys.public_of(two)) for b in (keys.Binding(7, 2), keys.Binding(8, 1), keys.Binding(71, 1))]
-    assert len({derived, *others, keys.mask_key(keys.Binding(7, 1), one, keys.public_of(three))}) == 5
+    derived = keys.mask_key(keys.Binding(7, 1), one, keys.public_of(two), b"seen")
+    assert derived == keys.mask_key(keys.Binding(7, 1), two, keys.public_of(one), b"seen")
+    others = [keys.mask_key(b, one, keys.public_of(two), b"seen") for b in (keys.Binding(7, 2), keys.Binding(8, 1), keys.Binding(71, 1))]
+    others += [keys.mask_key(keys.Binding(7, 1), one, keys.public_of(two), b"other")]
+    assert len({derived, *others, keys.mask_key(keys.Binding(7, 1), one, keys.public_of(three), b"seen")}) == 6
 
 
 def test_sealed_shares_open_for_their_receiver_in_their_round_only():

@@ -69,6 +69,7 @@ def digest_of(content: RecordDict) -> bytes:
             continue
         for key, value in sorted(content[name].items()):
             stored = value.data if hasattr(value, "data") else value if isinstance(value, bytes) else repr(value).encode()
-            facts = repr([name, key, *(getattr(value, fact, None) for fact in ("dtype", "shape", "stype")), len(stored)])
+            shape = tuple(getattr(value, "shape", ()))  # a list on one side of the transport
+            facts = repr([name, key, getattr(value, "dtype", None), shape, getattr(value, "stype", None), len(stored)])
             code.update(facts.encode() + stored)
     return code.digest()

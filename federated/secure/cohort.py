@@ -32,11 +32,12 @@ log = logging.getLogger(__name__)
 class Cohort:
     """The clients of one round as the server sees them.
 
-    nodes: ids of those asked. length: words of a vector for a number of metrics. After `run`: lost (stage -> ids), refused (id -> why),
-    survivors (ids whose vectors are in the sum), metrics (names).
+    nodes: ids of those asked. length: words of a vector for a number of metrics. sent: digest of the model they are sent. After `run`:
+    lost (stage -> ids), refused (id -> why), survivors (ids whose vectors are in the sum), metrics (names).
     """
 
-    def __init__(self, settings: SecureSettings, nodes: Collection[int], terms: Terms, length: Callable[[int], int]):
+    def __init__(self, settings: SecureSettings, nodes: Collection[int], terms: Terms, length: Callable[[int], int], sent: bytes = b""):
+        self.sent = sent
         self.settings, self.terms, self.length = settings, terms, length
         self.asked = sorted(nodes)
         self.quorum = settings.quorum(len(self.asked))
@@ -157,6 +158,7 @@ class Cohort:
         for reply in replies.values():
             for owner, share in zip(reply["nodes"], reply["shares"], strict=True):
                 shares[owner].append(share)
+        seen = self.terms.digest(self.sent)
         for node in self.sharing:
             secret = self._open(node, shares[node])
             if node in self.survivors:
@@ -167,7 +169,7 @@ class Cohort:
                     UNMASK, self.left, self.quorum, f"the shares of lost client {node} open another key than its own"
                 )
             for peer in self.sharing[node] & set(self.survivors):
-                key = keys.mask_key(self.binding, secret, self.public[peer]["mask_key"])
+                key = keys.mask_key(self.binding, secret, self.public[peer]["mask_key"], seen)
                 add_stream(total, key, -sign_between(peer, node))
 
     def _open(self, node: int, shares: list[bytes]) -> bytes:

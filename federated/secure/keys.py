@@ -51,10 +51,10 @@ def agree(private: bytes, public: bytes) -> bytes:
         raise Refused("protocol", f"the public key {public.hex()} is not one") from error
 
 
-def mask_key(binding: Binding, private: bytes, public: bytes) -> bytes:
-    """The key of the mask shared with the owner of `public`: the same from either side."""
+def mask_key(binding: Binding, private: bytes, public: bytes, seen: bytes) -> bytes:
+    """The key of the mask shared with the owner of `public`: the same from either side, where both were shown the same (`seen`)."""
     pair = sorted((public_of(private), public))
-    return binding.derive(agree(private, public), "pairwise mask", *pair)
+    return binding.derive(agree(private, public), "pairwise mask", *pair, seen)
 
 
 def seal(binding: Binding, private: bytes, public: bytes, source: int, target: int, plain: bytes) -> bytes:

@@ -134,11 +134,16 @@ class Member:
             raise Refused("protocol", f"{len(self.cohort)} clients are left, fewer than the threshold of {self.terms.threshold}")
 
     def mask(self, words: np.ndarray) -> np.ndarray:
-        """`words` [N] uint32 under the self-mask and the masks shared with the cohort; changes and returns the array."""
+        """`words` [N] uint32 under the self-mask and the masks shared with the cohort; changes and returns the array.
+
+        Shared masks hang on the terms and the model: those of two clients who were shown different ones do not cancel, and no answer of
+        theirs takes them off. Without it the sum of all but one could be made zero, and the sum were that one's update.
+        """
+        seen = self.terms.digest(self.sent)
         add_stream(words, self_mask_key(self.binding, self.seed), 1)
         for peer in self.cohort:
             if peer != self.node:
-                key = keys.mask_key(self.binding, self.mask_private, self.peers[peer][1])
+                key = keys.mask_key(self.binding, self.mask_private, self.peers[peer][1], seen)
                 add_stream(words, key, sign_between(self.node, peer))
         return words
 

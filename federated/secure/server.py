@@ -13,7 +13,7 @@ import numpy as np
 from federated.update import MALFORMED, from_record
 from kronos.errors import InputError
 
-from .client import RECORD
+from .client import RECORD, digest_of
 from .cohort import Cohort, Requests
 from .encoding import Arrays, Scale, Sum, decode, range_for, word_count
 from .errors import SecureAggregationHalted
@@ -61,15 +61,16 @@ class SecureRound:
     def exchange(self, grid: Grid, messages: Iterable[Message], *, timeout_s: float | None, seed: int, server_round: int) -> SecureOutcome:
         """Ask the nodes of `messages` to train, and return the mean of what they came to.
 
-        messages: a strategy's, one per node, all with the same arrays (one ArrayRecord). timeout_s: of the whole round: a tenth for each
-        of the four quick stages, the rest for training; None: no limit. seed: of the rounding. Raises SecureAggregationHalted, and
-        InputError for settings that cannot serve these nodes or this model.
+        messages: a strategy's, one per node, all with the same content, which has one ArrayRecord. timeout_s: of the whole round: a tenth
+        for each of the four quick stages, the rest for training; None: no limit. seed: of the rounding. Raises SecureAggregationHalted,
+        and InputError for settings that cannot serve these nodes or this model.
         """
         sent = {message.metadata.dst_node_id: message for message in messages}
         base = _base(list(sent.values()))
         terms = self._terms(base, len(sent), run=next(iter(sent.values())).metadata.run_id or 0, server_round=server_round, seed=seed)
         post = _Post(grid, sent, timeout_s, server_round)
-        cohort = Cohort(self.settings, sent, terms, lambda metrics: word_count(base, metrics))
+        digest = digest_of(next(iter(sent.values())).content)
+        cohort = Cohort(self.settings, sent, terms, lambda metrics: word_count(base, metrics), digest)
         total = cohort.run(post.ask)
         result = self._decoded(total, base, cohort, terms.scale)
         return SecureOutcome(

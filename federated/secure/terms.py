@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -54,6 +56,11 @@ class Terms:
         if not holds:
             raise Refused("protocol", f"terms nobody may agree to: {terms}")
         return terms
+
+    def digest(self, *shown: bytes) -> bytes:
+        """32 bytes that are the same for clients who heard the same terms and were shown the same besides, and for nobody else."""
+        parts = (json.dumps(asdict(self), sort_keys=True).encode(), *shown)
+        return hashlib.sha256(b"".join(len(part).to_bytes(8, "big") + part for part in parts)).digest()
 
     @property
     def scale(self) -> Scale:
