@@ -91,7 +91,11 @@ class Stepper:
         return StepResult(vector, tuple(n for n in sums if n != "loss"), norm)
 
     def _spread(self, world: World) -> DistributedDataParallel:
-        """The task over all ranks. Gradients are views of what is sent: no second copy of them is held or made."""
+        """The task over all ranks. Once sent, gradients are views of the buckets, so that no second copy of them is held then.
+
+        With accumulation there is one for a while: micro-batches that send nothing add up in tensors of their own, beside the buckets,
+        until the last one's backward pass copies them there.
+        """
         return DistributedDataParallel(
             self.task,
             device_ids=[world.device] if world.device.type == "cuda" else None,
