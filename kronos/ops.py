@@ -1,5 +1,8 @@
 """Arithmetic that PyTorch has, written so that training on a CPU is fast. Every function equals its plain counterpart (tests compare them).
 
+One exception: on a CPU, dropout makes what it drops 0 even where that is NaN or infinite, forward and backward, since it masks bits;
+PyTorch's multiplies by 0, which gives NaN. So a value that is not finite shows in the loss and the weights unless it is dropped.
+
 Measured on one Zen 5 core, mini size, 32 x 100 tokens, forward + backward: RMS norm 4.9 -> 0.9 ms, dropout 4.7 -> 1.4 ms,
 bf16 attention 35 -> 8 ms, drawing coarse tokens 49 -> 2.6 ms.
 """
@@ -104,14 +107,17 @@ def _drops_here(x: Tensor, p: float) -> bool:
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """Zero each element with probability p (on a CPU rounded to 1/65,536) and scale the rest to keep the mean."""
+    """Zero each element with probability p (on a CPU rounded to 1/65,536) and scale the rest to keep the mean.
+
+    On a CPU a dropped NaN or infinity becomes 0, too, and so does its gradient; `F.dropout` makes NaN of it.
+    """
     if not training or round(p * 65536) == 0:
         return x
     return _Dropout.apply(x, p) if _drops_here(x, p) else F.dropout(x, p)
 
 
 def add_dropped(x: Tensor, y: Tensor, p: float, training: bool) -> Tensor:
-    """x + dropout(y), in x's type, which holds y's."""
+    """x + dropout(y), in x's type, which holds y's. A dropped NaN or infinity of y is 0 on a CPU, as in `dropout`."""
     if not training or round(p * 65536) == 0:
         return x + y
     return _DroppedSum.apply(x, y, p) if _drops_here(y, p) and x.dtype.itemsize >= y.dtype.itemsize else x + F.dropout(y, p)

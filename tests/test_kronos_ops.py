@@ -80,6 +80,19 @@ def test_dropout_drops_the_stated_share_scales_the_rest_and_passes_the_same_mask
     assert ops.dropout(x, p, training=False) is x
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_dropped_is_zero_even_where_it_is_not_finite_and_what_is_kept_shows_it(bad):
+    x, zero = torch.full((1000,), bad, requires_grad=True), torch.zeros(1000)
+    torch.manual_seed(0)
+    out = ops.dropout(x, 0.5, training=True)
+    out.backward(torch.full_like(out, bad))
+    dropped = out == 0
+    assert 400 < dropped.sum() < 600 and not out[~dropped].isfinite().any()
+    assert torch.equal(x.grad == 0, dropped) and not x.grad[~dropped].isfinite().any()
+    torch.manual_seed(0)
+    assert torch.equal(ops.add_dropped(zero, x, 0.5, training=True) == 0, dropped)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_a_dropped_sum_is_the_sum_and_its_gradients_are_those_of_the_same_mask(dtype):
     x, y = torch.randn(40, 25, dtype=torch.promote_types(dtype, torch.float32)).requires_grad_(), torch.randn(40, 25).to(dtype)
