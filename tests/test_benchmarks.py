@@ -136,6 +136,18 @@ def test_a_power_law_is_found_with_its_uncertainty_and_a_worse_one_fails():
     noisy = cost_laws.power_law(n, [k * f for k, f in zip(n, (1.1, 0.9, 1.05, 0.95, 1.0), strict=True)])
     assert abs(noisy.exponent - 1) < noisy.half < 0.3
     assert not cost_laws._row("squares", n, 1.1, cost_laws.power_law(n, [k**2 for k in n])).passed
+    assert not cost_laws._row("noise", n, 1.1, cost_laws.Fit(1.5, 9.0)).passed, "noise passes nothing"
+
+
+def test_memory_is_fitted_where_it_is_large_enough_even_if_the_smallest_size_takes_little():
+    n = [100, 200, 400, 800, 1600]
+
+    def row(*megabytes):
+        return cost_laws._memory_row("memory", n, 1.1, [mb * 1e6 for mb in megabytes])
+
+    assert row(1, 1, 2, 3, 7.9).passed and "too little to fit" in row(1, 1, 2, 3, 7.9).seen
+    assert not row(1, 10, 40, 160, 640).passed and row(1, 10, 20, 40, 80).passed
+    assert "too few to fit" in row(1, 2, 4, 7, 15).seen and row(1, 2, 4, 7, 15).passed and not row(1, 2, 4, 7, 40).passed
 
 
 def test_what_a_killed_run_left_is_read_and_compared(monkeypatch):
