@@ -2,8 +2,8 @@
 
 Every size is prepared in a process of its own; all sizes of a piece of work are timed in turns, and the first call of each measures its
 peak memory. A power law is fitted through the logarithms of all rounds, with Student's 95 % interval of its exponent: "time grows as
-n^1.02" says that ten times the work takes 10.5 times as long. A law fails if its exponent is above what is allowed, however wide the interval.
-Memory is fitted over the sizes whose peak is large enough to be told from what the allocator happens to hold.
+n^1.02" says that ten times the work takes 10.5 times as long. A law fails if its exponent is above what is allowed, however wide its
+interval. Memory is fitted over the sizes whose peak is large enough to be told from what the allocator happens to hold.
 """
 
 from __future__ import annotations
@@ -79,11 +79,12 @@ def _memory_row(measure: str, sizes: list[int], reach: float, peaks: Sequence[fl
     told = f"at most {max(peaks) / 1e6:.0f} MB"
     if not fitted:
         return Row(measure, f"n^{reach:g} or less", f"{told}: too little to fit", True)
-    if len(fitted) < 3:  # two points make a line through any noise: the law is held against the largest size that is below LITTLE
-        last = max(set(sizes) - {n for n, _ in fitted}, default=sizes[0])
-        most = LITTLE * (max(n for n, _ in fitted) / last) ** reach
-        told += f", {len(fitted)} of {len(sizes)} sizes at {LITTLE / 1e6:.0f} MB or more: too few to fit, at most {most / 1e6:.0f} MB by the law"
-        return Row(measure, f"n^{reach:g} or less", told, max(peaks) <= most)
+    if len(fitted) < 3:  # two points make a line through any noise: the law is held against the next smaller size, below LITTLE
+        largest, peak = fitted[-1]
+        last = max((n for n in sizes[: sizes.index(largest)] if n not in dict(fitted)), default=0)
+        most = LITTLE * (largest / last) ** reach if last else math.inf
+        told += f", {len(fitted)} of {len(sizes)} sizes at {LITTLE / 1e6:.0f} MB or more: too few to fit, "
+        return Row(measure, f"n^{reach:g} or less", f"{told}at most {most / 1e6:.0f} MB by the law", peak <= most)
     return _row(measure, [n for n, _ in fitted], reach, power_law(*zip(*fitted, strict=True)))
 
 

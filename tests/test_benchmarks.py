@@ -148,6 +148,7 @@ def test_memory_is_fitted_where_it_is_large_enough_even_if_the_smallest_size_tak
     assert row(1, 1, 2, 3, 7.9).passed and "too little to fit" in row(1, 1, 2, 3, 7.9).seen
     assert not row(1, 10, 40, 160, 640).passed and row(1, 10, 20, 40, 80).passed
     assert "too few to fit" in row(1, 2, 4, 7, 15).seen and row(1, 2, 4, 7, 15).passed and not row(1, 2, 4, 7, 40).passed
+    assert row(9, 3, 3, 3, 3).passed, "it does not grow"
 
 
 def test_what_a_killed_run_left_is_read_and_compared(monkeypatch):
