@@ -119,7 +119,7 @@ class Clients:
             silent |= {self.lost[stage] for stage in STAGES[: STAGES.index(secure["stage"]) + 1] if stage in self.lost}
             node = message.metadata.dst_node_id
             if node not in silent:
-                replies.append(answer(message, self.contexts[node], self._work))
+                replies.append(answer(message, self.contexts[node], self._work, sparse=True))
         return replies
 
     def in_clear(self, messages: Iterable[Message]) -> list[Message]:

@@ -92,7 +92,8 @@ class Room:
         weight = 0 if self.settings.weights == "equal" else self.settings.max_weight
         threshold = self.settings.share_threshold(len(self.updates))
         clip = self.settings.clip_range or 1.0
-        self.terms = Terms(self.run_id, self.server_round, len(self.updates), threshold, clip, weight, self.settings.max_clipped, self.seed)
+        sparse, most = self.settings.neighbours or 0, self.settings.max_clipped
+        self.terms = Terms(self.run_id, self.server_round, len(self.updates), threshold, sparse, clip, weight, most, self.seed)
         self.cohort = Cohort(self.settings, list(self.updates), self.terms, lambda metrics: word_count(self.base, metrics))
 
     def vector(self, node: int) -> np.ndarray:
@@ -104,7 +105,9 @@ class Room:
         """What a client says to a request."""
         try:
             words = lambda terms: (self.vector(node), sorted(self.updates[node].metrics))  # noqa: E731
-            self.kept[node], reply = member.respond(self.kept.get(node, b""), node, told, words)
+            self.kept[node], reply = member.respond(
+                self.kept.get(node, b""), node, told, words, sparse=self.settings.neighbours is not None
+            )
         except Refused as refusal:
             self.kept[node], reply = b"", {"refused": refusal.kind}
         if told["stage"] == MASKED_INPUT:

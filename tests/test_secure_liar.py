@@ -1,5 +1,7 @@
 """A server that departs from the protocol: it names different survivors to different clients, or sends them different models."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
@@ -8,16 +10,18 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from federated.secure import keys, shamir
 from federated.secure.client import digest_of
 from federated.secure.encoding import decode
-from federated.secure.errors import SecureAggregationHalted
+from federated.secure.errors import Refused, SecureAggregationHalted
 from federated.secure.masks import add_stream
-from federated.secure.member import WORDS, self_mask_key, sign_between
+from federated.secure.member import WORDS, respond, self_mask_key, sign_between
 from federated.secure.server import SecureRound
 from federated.secure.settings import SecureSettings
+from federated.secure.terms import Terms
 from federated.update import Update
 from tests.curious import chance_of_uniform
-from tests.secure_world import AGREE, MASKED_INPUT, SETUP, UNMASK, Room, TinyGrid, some_updates, the_model
+from tests.secure_world import AGREE, MASKED_INPUT, SETUP, SHARE_KEYS, UNMASK, Room, TinyGrid, some_updates, the_model
 
 EQUAL = SecureSettings(weights="equal", clip_range=64.0, threshold=0.51)
+NO_WORDS = np.zeros(5, np.uint32)
 LIKELY = 1e-6  # a p-value below this is no accident
 
 
@@ -99,22 +103,33 @@ def test_if_clients_did_not_compare_what_they_were_told_the_same_attack_reads_th
     assert wanted < threshold and np.array_equal(read, clear)
 
 
-@pytest.mark.parametrize("told, value", [("sent", b"a model that leaves no update"), ("clip", 1e12)])
-def test_a_client_that_is_shown_another_model_or_other_terms_than_all_the_others_leaves_noise_and_no_sum(told, value):
-    clients, size = range(1, 7), 20_000  # what the others were shown makes their updates zero, so that the sum would be client 1's
-    updates = {n: Update({"w": np.full(size, 0.125 * (n == 1), np.float32)}, 1, {}) for n in clients}
-    room = Room(updates, {"w": np.zeros(size)}, EQUAL)
+def told_apart(stage, **other):
+    """(a room of six, an `ask` that tells all but client 1 something else, which makes their updates zero)."""
+    updates = {n: Update({"w": np.full(20_000, 0.125 * (n == 1), np.float32)}, 1, {}) for n in range(1, 7)}
+    room = Room(updates, {"w": np.zeros(20_000)}, EQUAL)
 
-    def lying(stage, requests):
-        if stage == (SETUP if told == "clip" else MASKED_INPUT):
-            requests = {node: request if node == 1 else {**request, told: value} for node, request in requests.items()}
-        return room.ask(stage, requests)
+    def lying(at, requests):
+        if at == stage:
+            requests = {node: request if node == 1 else {**request, **other} for node, request in requests.items()}
+        return room.ask(at, requests)
 
+    return room, lying
+
+
+def test_a_client_that_alone_is_shown_another_model_leaves_noise_and_not_its_update():
+    room, lying = told_apart(MASKED_INPUT, sent=b"a model that leaves no update")
     total = room.cohort.run(lying)
-    assert room.cohort.survivors == list(clients)
-    assert chance_of_uniform(total - sum((room.vector(node) for node in clients if node != 1), np.uint32(0))) > LIKELY
+    assert room.cohort.survivors == list(room.updates)  # the sum would be client 1's vector and what is known of the others
+    assert chance_of_uniform(total - sum((room.vector(node) for node in range(2, 7)), np.uint32(0))) > LIKELY
     with pytest.raises(ValueError, match="did not cancel"):
         decode(total, room.base, [], room.terms.scale)
+
+
+def test_a_client_that_alone_is_told_other_terms_ends_the_round_before_anybody_sends_a_vector():
+    room, lying = told_apart(SETUP, clip=1e12)
+    with pytest.raises(SecureAggregationHalted) as halted:
+        room.cohort.run(lying)
+    assert halted.value.stage == MASKED_INPUT and not [reply for _, reply in room.seen.values() if WORDS in reply]
 
 
 @pytest.mark.parametrize("odd, why", [({1}, "did not cancel"), ({1, 2, 3}, "breaks the protocol")])
@@ -135,6 +150,44 @@ def test_different_models_for_different_clients_halt_the_round(odd, why):
     secure = SecureRound(SecureSettings(max_weight=256, clip_range=4.0))
     with pytest.raises(SecureAggregationHalted, match=why):
         secure.exchange(grid, grid.messages(base), timeout_s=None, seed=0, server_round=1)
+
+
+# Nine honest clients, five to a list:
+# the holders of 2's and 3's keys (7, 8, 9) can take them for lost while those of 1's seed (4, 5) do not
+LISTS = {1: {1, 2, 3, 4, 5}, 2: {1, 2, 7, 8, 9}, 3: {1, 3, 7, 8, 9}, 4: {1, 4, 5, 6}, 5: {1, 4, 5, 6}, 6: {4, 5, 6}}
+FIRST = {1, 2, 3, 4, 5}
+LISTS |= {node: {2, 3, 7, 8, 9} for node in (7, 8, 9)}
+FIVE = Terms(run=1, round=1, clients=5, threshold=3, neighbours=0, clip=1.0, max_weight=0, max_clipped=0.0, seed=0)
+
+
+@pytest.mark.parametrize(
+    "lists, terms",
+    [(LISTS, dict.fromkeys(LISTS, FIVE)), (dict.fromkeys(FIRST, FIRST), dict.fromkeys(FIRST - {1}, FIVE))],
+)
+def test_shares_of_a_client_that_was_shown_another_list_of_keys_or_other_terms_do_not_open(lists, terms):
+    terms = {1: replace(FIVE, clip=1e12), **terms}
+    kept, public, sealed = {}, {}, {}
+
+    def ask(node, stage, **told):
+        kept[node], reply = respond(kept.get(node, b""), node, {"stage": stage, "run": 1, "round": 1, **told}, lambda _: (NO_WORDS, []))
+        return reply
+
+    for node in lists:
+        public[node] = ask(node, SETUP, **terms[node].told())
+    for node, listed in lists.items():
+        nodes = sorted(listed)
+        found = {f"{name}s": [public[peer][name] for peer in nodes] for name in ("cipher_key", "mask_key")}
+        reply = ask(node, SHARE_KEYS, nodes=nodes, **found)
+        sealed[node] = dict(zip(reply["nodes"], reply["sealed"], strict=True))
+    for node, listed in lists.items():
+        sources = sorted(peer for peer in listed - {node} if node in sealed[peer])
+        with pytest.raises(Refused, match="do not open"):
+            ask(node, MASKED_INPUT, nodes=sources, sealed=[sealed[peer][node] for peer in sources])
+
+
+def test_a_client_shares_masks_with_all_unless_its_owner_says_otherwise():
+    with pytest.raises(Refused, match="neighbours only"):
+        respond(b"", 1, {"stage": SETUP, **replace(FIVE, neighbours=2).told()}, lambda _: (NO_WORDS, []))
 
 
 def test_the_digest_tells_models_and_settings_apart_and_not_the_protocols_own_part():

@@ -38,20 +38,21 @@ def test_both_sides_derive_one_mask_key_and_another_one_in_every_run_and_round_a
     assert len({derived, *others, keys.mask_key(keys.Binding(7, 1), one, keys.public_of(three), b"seen")}) == 6
 
 
-def test_sealed_shares_open_for_their_receiver_in_their_round_only():
+def test_sealed_shares_open_for_their_receiver_in_their_round_only_if_it_was_shown_the_same():
     one, two, three = (keys.new_private() for _ in range(3))
-    sealed = keys.seal(keys.Binding(1, 1), one, keys.public_of(two), 10, 20, b"share")
-    assert keys.unseal(keys.Binding(1, 1), two, keys.public_of(one), 10, 20, sealed) == b"share"
-    for binding, private, source, target, given in (
-        (keys.Binding(1, 2), two, 10, 20, sealed),
-        (keys.Binding(1, 1), three, 10, 20, sealed),
-        (keys.Binding(1, 1), two, 11, 20, sealed),
-        (keys.Binding(1, 1), two, 20, 10, sealed),
-        (keys.Binding(1, 1), two, 10, 20, sealed[:-1] + bytes([sealed[-1] ^ 1])),
-        (keys.Binding(1, 1), two, 10, 20, b"short"),
+    sealed = keys.seal(keys.Binding(1, 1), one, keys.public_of(two), 10, 20, b"share", b"seen")
+    assert keys.unseal(keys.Binding(1, 1), two, keys.public_of(one), 10, 20, sealed, b"seen") == b"share"
+    for binding, private, source, target, given, seen in (
+        (keys.Binding(1, 2), two, 10, 20, sealed, b"seen"),
+        (keys.Binding(1, 1), three, 10, 20, sealed, b"seen"),
+        (keys.Binding(1, 1), two, 11, 20, sealed, b"seen"),
+        (keys.Binding(1, 1), two, 20, 10, sealed, b"seen"),
+        (keys.Binding(1, 1), two, 10, 20, sealed[:-1] + bytes([sealed[-1] ^ 1]), b"seen"),
+        (keys.Binding(1, 1), two, 10, 20, b"short", b"seen"),
+        (keys.Binding(1, 1), two, 10, 20, sealed, b"other"),
     ):
         with pytest.raises(Refused, match="do not open"):
-            keys.unseal(binding, private, keys.public_of(one), source, target, given)
+            keys.unseal(binding, private, keys.public_of(one), source, target, given, seen)
 
 
 def test_a_public_key_that_makes_every_secret_zero_is_refused():

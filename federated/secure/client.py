@@ -28,10 +28,11 @@ def is_secure(msg: Message) -> bool:
     return RECORD in msg.content.config_records
 
 
-def answer(msg: Message, context: Context, work: Callable[[Message, Context], Update]) -> Message:
+def answer(msg: Message, context: Context, work: Callable[[Message, Context], Update], sparse: bool = False) -> Message:
     """Reply to one stage of a secure round.
 
-    work: the local training; called once a round, in masked_input. Secrets are kept in context.state, which does not leave the client.
+    work: the local training; called once a round, in masked_input. sparse: see `member.respond`.
+    Secrets are kept in context.state, which does not leave the client.
     A refusal is a reply that names its kind; what exactly was wrong stays in this client's log. Errors of `work` are not caught.
     """
     from flwr.app import ConfigRecord, Message, RecordDict
@@ -49,7 +50,7 @@ def answer(msg: Message, context: Context, work: Callable[[Message, Context], Up
     reply: dict[str, Any]
     try:
         told = {**msg.content.config_records[RECORD], SENT: digest_of(msg.content)}
-        kept, reply = respond(kept, node, told, produce)
+        kept, reply = respond(kept, node, told, produce, sparse)
     except Refused as refusal:
         log.warning("secure aggregation: this client leaves the round: %s", refusal)
         kept, reply = b"", {"refused": refusal.kind}
@@ -69,7 +70,7 @@ def digest_of(content: RecordDict) -> bytes:
             continue
         for key, value in sorted(content[name].items()):
             stored = value.data if hasattr(value, "data") else value if isinstance(value, bytes) else repr(value).encode()
-            shape = tuple(getattr(value, "shape", ()))  # a list on one side of the transport
+            shape = tuple(getattr(value, "shape", ()))  # whether it is held as a list or not
             facts = repr([name, key, getattr(value, "dtype", None), shape, getattr(value, "stype", None), len(stored)])
             code.update(facts.encode() + stored)
     return code.digest()

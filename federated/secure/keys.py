@@ -57,18 +57,18 @@ def mask_key(binding: Binding, private: bytes, public: bytes, seen: bytes) -> by
     return binding.derive(agree(private, public), "pairwise mask", *pair, seen)
 
 
-def seal(binding: Binding, private: bytes, public: bytes, source: int, target: int, plain: bytes) -> bytes:
-    """`plain` for the owner of `public` only, bound to round, sender and receiver: nonce, ciphertext and tag."""
+def seal(binding: Binding, private: bytes, public: bytes, source: int, target: int, plain: bytes, seen: bytes) -> bytes:
+    """`plain` for the owner of `public` only, who was shown the same (`seen`), bound to round, sender and receiver: nonce, text, tag."""
     nonce = os.urandom(NONCE_BYTES)
     key, context = _channel(binding, private, public, source, target)
-    return nonce + ChaCha20Poly1305(key).encrypt(nonce, plain, context)
+    return nonce + ChaCha20Poly1305(key).encrypt(nonce, plain, context + seen)
 
 
-def unseal(binding: Binding, private: bytes, public: bytes, source: int, target: int, sealed: bytes) -> bytes:
-    """What `seal` was given. Raises Refused if anything about it was changed."""
+def unseal(binding: Binding, private: bytes, public: bytes, source: int, target: int, sealed: bytes, seen: bytes) -> bytes:
+    """What `seal` was given. Raises Refused if anything about it was changed, or its sender was shown anything else."""
     key, context = _channel(binding, private, public, source, target)
     try:
-        return ChaCha20Poly1305(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], context)
+        return ChaCha20Poly1305(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], context + seen)
     except (InvalidTag, ValueError) as error:
         raise Refused("protocol", f"the shares of client {source} do not open") from error
 

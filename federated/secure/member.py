@@ -23,15 +23,20 @@ SENT = "sent"  # key under which the client itself puts a digest of the model it
 Produce = Callable[[Terms], tuple[np.ndarray, list[str]]]  # the vector in clear [words] uint32, and the metrics' names
 
 
-def respond(kept: bytes, node: int, told: Mapping[str, Any], produce: Produce) -> tuple[bytes, dict[str, Any]]:
+def respond(kept: bytes, node: int, told: Mapping[str, Any], produce: Produce, sparse: bool = False) -> tuple[bytes, dict[str, Any]]:
     """Answer one request.
 
     kept: what the last call returned (b"" at first). node: this client's id. told: the request. produce: called once a round, in
-    masked_input, after the other clients' shares were checked. Returns what to keep and the reply. Raises Refused; keep nothing then.
+    masked_input, after the other clients' shares were checked. sparse: whether this client takes part where masks are shared with a few
+    neighbours only, where nothing shows a client that others were given other lists of keys.
+    Returns what to keep and the reply. Raises Refused; keep nothing then.
     """
     stage = told.get("stage")
     if stage == SETUP:  # always a new round: secrets of an unfinished one are gone
-        member = Member.join(node, Terms.heard(told))
+        terms = Terms.heard(told)
+        if terms.neighbours and not sparse:
+            raise Refused("protocol", f"asked to share masks with {terms.neighbours} neighbours only, which this client does not")
+        member = Member.join(node, terms)
         return member.to_bytes(), member.public_keys()
     if not kept:
         raise Refused("protocol", f"asked for {stage!r}, and no round is open")
@@ -112,20 +117,26 @@ class Member:
         )
         self.seed_shares[self.node], self.key_shares[self.node] = shares[nodes.index(self.node)]
         self.peers = {node: pair for node, pair in listed.items() if node != self.node}
+        seen = self._listed()
         sealed = {
-            node: keys.seal(self.binding, self.cipher_private, self.peers[node][0], self.node, node, b"".join(pair))
+            node: keys.seal(self.binding, self.cipher_private, self.peers[node][0], self.node, node, b"".join(pair), seen)
             for node, pair in zip(nodes, shares, strict=True)
             if node != self.node
         }
         return {"nodes": list(sealed), "sealed": list(sealed.values())}
 
     def receive_shares(self, told: Mapping[str, Any]) -> None:
-        """Open the neighbours' shares. Who sent some is in the cohort; who did not is out of the round."""
+        """Open the neighbours' shares. Who sent some is in the cohort; who did not is out of the round.
+
+        Raises Refused for shares of a client that was shown other terms or another list of keys: each would have holders of its own, and
+        half of the holders of one client could take it for lost while half of another's take it for a survivor.
+        """
+        seen = self._listed()
         sources = _nodes(told, "nodes")
         if not set(sources) <= set(self.peers):
             raise Refused("protocol", f"shares of clients whose keys were not listed: {sorted(set(sources) - set(self.peers))}")
         for source, sealed in zip(sources, _bytes(told, "sealed", sources), strict=True):
-            plain = keys.unseal(self.binding, self.cipher_private, self.peers[source][0], source, self.node, sealed)
+            plain = keys.unseal(self.binding, self.cipher_private, self.peers[source][0], source, self.node, sealed, seen)
             if len(plain) != 2 * shamir.SHARE_BYTES:
                 raise Refused("protocol", f"the shares of client {source} have {len(plain)} bytes")
             self.seed_shares[source], self.key_shares[source] = plain[: shamir.SHARE_BYTES], plain[shamir.SHARE_BYTES :]
@@ -174,6 +185,14 @@ class Member:
             raise Refused("protocol", f"{known} clients were told of the same survivors and model; the threshold is {self.terms.threshold}")
         shares = [self.seed_shares[node] for node in alive] + [self.key_shares[node] for node in dropped]
         return {"nodes": alive + dropped, "shares": shares}
+
+    def _listed(self) -> bytes:
+        """What shares hang on: the terms and, unless neighbours have lists of their own, the list of everybody's keys."""
+        if self.terms.neighbours:
+            return self.terms.digest()
+        own = (keys.public_of(self.cipher_private), keys.public_of(self.mask_private))
+        listed = {**self.peers, self.node: own}
+        return self.terms.digest(*(part for node in sorted(listed) for part in (str(node).encode(), *listed[node])))
 
     def _seen(self) -> bytes:
         """What this client was shown, as it confirms it."""

@@ -100,6 +100,7 @@ class SecureRound:
             round=server_round,
             clients=clients,
             threshold=settings.share_threshold(clients),
+            neighbours=settings.neighbours or 0,
             clip=settings.clip_range or range_for(base),
             max_weight=0 if settings.weights == "equal" else int(settings.max_weight or 0),
             max_clipped=settings.max_clipped,

@@ -20,6 +20,7 @@ SETUP, SHARE_KEYS, MASKED_INPUT, AGREE, UNMASK = STAGES = ("setup", "share_keys"
 class Terms:
     """run, round: what the masks are bound to. clients: how many were asked. threshold: shares that open a secret.
 
+    neighbours: how many clients each shares masks with; 0: all, and all must be shown one list of keys.
     clip, max_weight (0: equal weights), max_clipped: see SecureSettings. seed: of the rounding, which hides nothing and may be known.
     """
 
@@ -27,6 +28,7 @@ class Terms:
     round: int
     clients: int
     threshold: int
+    neighbours: int
     clip: float
     max_weight: int
     max_clipped: float
@@ -49,7 +51,7 @@ class Terms:
             and terms.clients >= MIN_CLIENTS
             and 2 <= terms.threshold <= terms.clients
             and 0 < terms.clip < math.inf
-            and terms.max_weight >= 0
+            and min(terms.neighbours, terms.max_weight) >= 0
             and 0 <= terms.max_clipped < 1
             and min(terms.run, terms.round, terms.seed) >= 0
         )
