@@ -12,7 +12,7 @@ from federated.secure.server import SecureRound
 from federated.secure.settings import SecureSettings
 from federated.update import ARRAYS, CLIENT, METRICS
 from finetune.engine.files import read_json_lines
-from tests.secure_world import STAGES, TinyGrid, some_updates, the_model
+from tests.secure_world import STAGES, Room, TinyGrid, some_updates, the_model
 
 TEXTS = dict.fromkeys(("cipher_key", "mask_key", "nodes", "sealed", "words", "metrics", "tags", "shares"), "x")
 LISTS = {name: [1.5, 2.5] for name in TEXTS}
@@ -70,6 +70,38 @@ def test_nonsense_at_any_stage_of_a_secure_round_loses_its_sender_alone(stage, c
     answering(grid, lambda message: message.content[RECORD]["stage"], 1, stage, RecordDict(dict(content)))
     outcome = SecureRound(SecureSettings(max_weight=256)).exchange(grid, grid.messages(base), timeout_s=None, seed=0, server_round=1)
     assert outcome.dropped == {stage: [1]}
+
+
+@pytest.mark.parametrize("wrong", [lambda v: ["x"] * len(v), lambda v: [b"x"] * (len(v) - 1), lambda v: "x" * len(v)])
+@pytest.mark.parametrize("stage, name", [("share_keys", "sealed"), ("agree", "tags"), ("unmask", "shares")])
+def test_values_of_another_type_for_the_right_clients_lose_their_sender_alone(stage, name, wrong):
+    base = the_model(size=4)
+    room = Room(some_updates(base, 4), base)
+
+    def ask(at, requests):
+        replies = room.ask(at, {node: dict(ConfigRecord(request)) for node, request in requests.items()})  # as Flower carries them
+        if at == stage:
+            replies[1] = {**replies[1], name: wrong(replies[1][name])}
+        return replies
+
+    room.cohort.run(ask)
+    assert {at: lost for at, lost in room.cohort.lost.items() if lost} == {stage: [1]}
+
+
+@pytest.mark.parametrize("stage, name", [("share_keys", "sealed"), ("agree", "tags"), ("unmask", "shares")])
+def test_a_client_named_twice_in_a_reply_loses_its_sender_alone(stage, name):
+    base = the_model(size=4)
+    room = Room(some_updates(base, 4), base)
+
+    def ask(at, requests):
+        replies = room.ask(at, requests)
+        if at == stage:
+            reply = replies[1]
+            replies[1] = {"nodes": [*reply["nodes"], reply["nodes"][0]], name: [*reply[name], reply[name][0]]}
+        return replies
+
+    room.cohort.run(ask)
+    assert {at: lost for at, lost in room.cohort.lost.items() if lost} == {stage: [1]}
 
 
 @pytest.mark.parametrize(

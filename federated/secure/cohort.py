@@ -111,7 +111,7 @@ class Cohort:
         return {"nodes": nodes, **{name: [self.public[peer][key] for peer in nodes] for name, key in _KEYS.items()}}
 
     def _check_sealed(self, node: int, reply: dict[str, Any]) -> None:
-        if sorted(reply["nodes"]) != sorted(self.neighbours[node]) or len(reply["sealed"]) != len(reply["nodes"]):
+        if not _one_for_each(self.neighbours[node], reply["nodes"], reply["sealed"]):
             raise ValueError("it did not share its secrets with each neighbour")
 
     def _forwarded(self, node: int, sealed: Requests) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class Cohort:
             raise SecureAggregationHalted(stage, self.left, self.quorum, "survivors fell apart into groups, whose sums would show")
 
     def _check_tags(self, node: int, reply: dict[str, Any]) -> None:
-        if set(reply["nodes"]) != self.sharing[node] & set(self.survivors) or len(reply["tags"]) != len(reply["nodes"]):
+        if not _one_for_each(self.sharing[node] & set(self.survivors), reply["nodes"], reply["tags"]):
             raise ValueError("it did not confirm the survivors to each neighbour")
 
     def _confirmed(self, node: int, told: Requests) -> dict[str, Any]:
@@ -148,8 +148,8 @@ class Cohort:
         return {"nodes": sources, "tags": [told[source]["tags"][told[source]["nodes"].index(node)] for source in sources]}
 
     def _check_shares(self, node: int, reply: dict[str, Any]) -> None:
-        right = all(isinstance(share, bytes) and len(share) == shamir.SHARE_BYTES for share in reply["shares"])
-        if not right or set(reply["nodes"]) != self.sharing[node] | {node} or len(reply["shares"]) != len(reply["nodes"]):
+        right = _one_for_each(self.sharing[node] | {node}, reply["nodes"], reply["shares"])
+        if not right or any(len(share) != shamir.SHARE_BYTES for share in reply["shares"]):
             raise ValueError("its shares are not those asked for")
 
     def _unmask(self, total: np.ndarray, replies: Requests) -> None:
@@ -188,6 +188,12 @@ def _check_keys(node: int, reply: dict[str, Any]) -> None:
             keys.agree(keys.new_private(), reply[name])
     except Refused as error:
         raise ValueError(error.detail) from error
+
+
+def _one_for_each(expected: Collection[int], nodes: Any, values: Any) -> bool:
+    """Whether a reply has a value of bytes for each of these clients once, and for nobody else: what it says is sent on to others."""
+    lists = isinstance(nodes, list) and isinstance(values, list)
+    return lists and len(values) == len(nodes) and sorted(nodes) == sorted(expected) and all(isinstance(v, bytes) for v in values)
 
 
 def draw_neighbours(nodes: Collection[int], degree: int | None) -> dict[int, set[int]]:
