@@ -2,17 +2,33 @@
 
 import os
 import signal
+from collections import Counter
 
 import pytest
 from test_drills_kill import drill
 
 from finetune.engine.errors import Interrupted
 from finetune.engine.signals import StopRequest
+from tests.drills.common import Ended, Failed
+from tests.drills.signals import _check_heard, _check_pictured
 
 
 @pytest.mark.slow
 def test_signals_twice_in_a_row_and_a_closed_terminal_save_once_and_leave_no_half_file():
     drill("signals", "--rounds", "5", "--seed", "0")
+
+
+def test_signals_that_are_ignored_after_training_fail_the_drill():
+    codes = Counter()
+    with pytest.raises(Failed, match=r"the signal was not heard: it went on for 1\.4 s"):
+        _check_pictured(Ended(0, 9.0, ""), 1.4, False, codes)
+    for waited_s, late in ((0.2, False), (1.4, True)):  # it came as the command ended
+        _check_pictured(Ended(0, 9.0, ""), waited_s, late, codes)
+    with pytest.raises(Failed, match="none of 3 rounds ended with 75"):
+        _check_heard(codes)
+    _check_pictured(Ended(75, 9.0, "stopped by SIGINT during the evaluation; training is done and saved"), 0.1, False, codes)
+    _check_heard(codes)
+    _check_heard(Counter({0: 1}))
 
 
 def test_a_hangup_that_was_ignored_from_the_start_stays_ignored_and_other_signals_are_heard():

@@ -94,7 +94,24 @@ def signalled(of: Reference, count: int, lands: Counter[str], seed: int, folder:
     _resumes(of, arguments, base, log)
 
 
-def pictured(lasts_s: float, of: Reference, seed: int, folder: Path) -> None:
+def _check_pictured(ended: Ended, waited_s: float, late: bool, codes: Counter[int]) -> None:
+    """What must be true of a command that was signalled after training. late: its report was there before; codes: gains how it ended."""
+    codes[ended.code] += 1
+    expect("Traceback" not in ended.text, f"a traceback:\n{ended.text[-3000:]}")
+    expect(ended.code in {0, 75, *_UNHEARD}, f"code {ended.code}:\n{ended.text[-2000:]}")
+    if ended.code == 75:
+        expect(_AFTER.search(ended.text), f"it does not say what was stopped:\n{ended.text[-1000:]}")
+        expect(waited_s < 10, f"it went on for {waited_s:.1f} s")
+    if ended.code == 0:
+        expect(late or waited_s < 1, f"the signal was not heard: it went on for {waited_s:.1f} s and made all:\n{ended.text[-1000:]}")
+
+
+def _check_heard(codes: Counter[int], enough: int = 3) -> None:
+    """Over a drill of `enough` rounds or more some must have been stopped: signals that are ignored would otherwise pass one by one."""
+    expect(codes[75] or codes.total() < enough, f"pictured: none of {codes.total()} rounds ended with 75; the codes were {dict(codes)}")
+
+
+def pictured(lasts_s: float, of: Reference, codes: Counter[int], seed: int, folder: Path) -> None:
     """A signal, or two, at a moment after training. lasts_s: how long picture and evaluation take undisturbed."""
     draw = random.Random(seed)
     arguments, base, log = of.command.arguments(folder), of.command.base(folder), folder / "log"
@@ -102,17 +119,13 @@ def pictured(lasts_s: float, of: Reference, seed: int, folder: Path) -> None:
     while not child.ended() and not (base / STAGES[-1] / "summary.json").exists():
         time.sleep(0.002)
     time.sleep(draw.random() * lasts_s)
+    late = (base / "evaluation" / "report.md").exists()
+    sent = time.monotonic()
     for _ in range(draw.choice((1, 2))):
         child.kill(draw.choice(SIGNALS))
         time.sleep(draw.random() * 0.03)
-    sent = time.monotonic()
     ended = child.wait()
-    waited = time.monotonic() - sent
-    expect("Traceback" not in ended.text, f"a traceback:\n{ended.text[-3000:]}")
-    expect(ended.code in {0, 75, *_UNHEARD}, f"code {ended.code}:\n{ended.text[-2000:]}")
-    if ended.code == 75:
-        expect(_AFTER.search(ended.text), f"it does not say what was stopped:\n{ended.text[-1000:]}")
-        expect(waited < 10, f"it went on for {waited:.1f} s")
+    _check_pictured(ended, time.monotonic() - sent, late, codes)
     expect(not common.half_files(base), f"half files: {common.half_files(base)}")
     expect(not common.leftovers(base), f"left behind: {common.leftovers(base)}")
     _resumes(of, arguments, base, log)
@@ -189,12 +202,14 @@ def kinds(folder: Path) -> dict[str, Round]:
         return ended_s - trained_s, made
 
     lands: Counter[str] = Counter()
+    codes: Counter[int] = Counter()
     common.at_end(lambda: print("signals: they landed in " + ", ".join(f"{name} {lands[name]}" for name in PHASES)))
+    common.at_end(lambda: _check_heard(codes))
     return {
         "one": lambda seed, place: signalled(of, 1, lands, seed, place),
         "two": lambda seed, place: signalled(of, 2, lands, seed, place),
         "terminal": lambda seed, place: terminal(of, lands, seed, place),
-        "pictured": lambda seed, place: pictured(*drawn(), seed, place),
+        "pictured": lambda seed, place: pictured(*drawn(), codes, seed, place),
         "nohup": lambda seed, place: ignored(of, lands, seed, place),
     }
 
