@@ -8,17 +8,19 @@ an implementation saves; recomputed activations would not count either.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-# dense bf16 peak in TFLOP/s from the vendor's data sheets, without sparsity; the first name that is part of the device's counts
-PEAK_TFLOPS = {
-    "H200": 989.0,
+# dense bf16 peak in TFLOP/s from the vendor's data sheets, without sparsity; the first name that the device's has as whole words counts
+PEAK_TFLOPS: dict[str, float | None] = {
+    "MIG": None,  # a part of a GPU
     "H100 PCIe": 756.0,
     "H100 NVL": 835.0,
     "H100": 989.0,
+    "H200 NVL": None,  # another card than the one below
+    "H200": 989.0,
     "A100": 312.0,
     "L40S": 362.0,
-    "L40": 181.0,
     "A10": 125.0,
     "L4": 121.0,
 }
@@ -41,5 +43,5 @@ def flops_per_token(sizes: dict[str, Any], length: int) -> float:
 
 
 def peak_tflops(device_name: str) -> float | None:
-    """None for a device that is not in the table."""
-    return next((peak for name, peak in PEAK_TFLOPS.items() if name in device_name), None)
+    """None for a device that is not in the table, or whose peak is not known."""
+    return next((peak for name, peak in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", device_name)), None)

@@ -94,7 +94,14 @@ def test_flops_are_those_that_torch_counts():
 
 
 def test_a_devices_peak_is_found_by_its_name():
-    assert [peak_tflops(name) for name in ("NVIDIA H200", "NVIDIA H100 PCIe", "NVIDIA H100 80GB HBM3", "cpu")] == [989, 756, 989, None]
+    known = {"NVIDIA H200": 989, "NVIDIA H100 PCIe": 756, "NVIDIA H100 NVL": 835, "NVIDIA H100 80GB HBM3": 989, "NVIDIA L40S": 362}
+    known |= {"NVIDIA A100-SXM4-80GB": 312, "NVIDIA A100 80GB PCIe": 312, "NVIDIA A10": 125, "NVIDIA L4": 121}
+    assert {name: peak_tflops(name) for name in known} == known
+
+
+def test_the_peak_of_a_device_whose_name_only_resembles_a_known_one_is_unknown():
+    alike = ("A10G", "RTX A1000", "H200 NVL", "L40", "GH200 480GB", "H100 80GB HBM3 MIG 1g.10gb")
+    assert [peak_tflops(f"NVIDIA {name}") for name in alike] == [None] * len(alike) and peak_tflops("cpu") is None
 
 
 def test_events_inside_a_part_of_the_model_are_counted_there():
