@@ -83,7 +83,13 @@ class Exchange:
         for reply in self.grid.send_and_receive([request], timeout=self.settings.round_timeout_s):
             if reply.has_error():
                 return None, last_line(reply.error.reason)
-            return json.loads(str(reply.content[CLIENT]["told"])), ""
+            try:
+                told = json.loads(str(reply.content[CLIENT]["told"]))
+                if not isinstance(told, dict):
+                    raise TypeError("it is no table of facts")
+                return told, ""
+            except MALFORMED as error:
+                return None, f"its reply is not one of this protocol ({type(error).__name__}: {error})"
         return None, "no reply"
 
     def in_clear(self, clients: Sequence[Client], messages: Sequence[Message], base: Arrays | None, rules: Rules) -> Answers:

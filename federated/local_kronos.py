@@ -39,6 +39,12 @@ def hello(settings: Settings, node: Node) -> dict[str, Any]:
     return {"name": name, "train": len(splits.train), "val": len(splits.val), "series": series, "frozen": frozen}
 
 
+def heard(told: dict[str, Any]) -> None:
+    """Raises KeyError or TypeError for a hello that `facts` cannot read."""
+    if not isinstance(told["frozen"], str):
+        raise TypeError("frozen is no text")
+
+
 def facts(settings: Settings, hellos: list[dict[str, Any]]) -> dict[str, Any]:
     """Kronos needs nothing of the other clients' bars: they are normalised by each window's own lookback.
 

@@ -60,6 +60,27 @@ def _labelling(panel: Panel, manifest: dict[str, Any], targets: Iterable[str]) -
     }
 
 
+def heard(told: dict[str, Any]) -> None:
+    """Raises KeyError, TypeError or ValueError for a hello that `facts` cannot read."""
+    vocabulary = told["vocabulary"]
+    columns = [vocabulary["symbols"], vocabulary["periods"], *_table(vocabulary["categories"]).values()]
+    if not all(isinstance(values, list) and all(isinstance(value, str) for value in values) for values in columns):
+        raise TypeError("the vocabulary is no lists of texts")
+    for ones, labels in _table(told["labels"]).values():
+        if not (isinstance(ones, int) and isinstance(labels, int) and 0 <= ones <= labels < 1 << 53):
+            raise ValueError(f"{ones} positive of {labels} labels")
+    for how in _table(told["targets"]).values():
+        _table(_table(how).get("horizon", {}))
+    for thresholds in _table(told["thresholds"]).values():
+        _table(thresholds)
+
+
+def _table(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{type(value).__name__} where a table is expected")
+    return value
+
+
 def facts(settings: Settings, hellos: list[dict[str, Any]]) -> dict[str, Any]:
     """Vocabulary and class weights of the run. Raises InputError where no client has a class, or labels of two are not made alike."""
     _check_labels(hellos)

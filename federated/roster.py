@@ -41,11 +41,12 @@ class Client:
 
 @dataclass
 class Roster:
-    """The clients of a run by partition, and why others were left out."""
+    """The clients of a run by partition, and why others were left out. heard: raises one of MALFORMED for what the model cannot read."""
 
     grid: Grid
     settings: Settings
     say: Say
+    heard: Callable[[dict[str, Any]], None]
     clients: dict[int, Client] = field(default_factory=dict)
     left_out: dict[int, str] = field(default_factory=dict)  # by partition
     _seen: set[int] = field(default_factory=set)
@@ -113,8 +114,13 @@ class Roster:
         try:
             record = reply.content[CLIENT]
             told = json.loads(str(record["told"]))
-            if "reason" not in told:
+            if not isinstance(told, dict):
+                raise TypeError(f"{shorten(str(told), _TOLD)} is no table of facts")
+            if "reason" in told:
+                told = {"reason": str(told["reason"]) or "no reason given"}
+            else:
                 told |= {"name": str(told["name"]), "train": int(told["train"]), "val": int(told["val"])}
+                self.heard(told)
             return int(record[PARTITION]), node, str(record[VERSION]), told
         except MALFORMED as error:
             self.say(f"node {node} cannot take part: its reply is not one of this protocol ({type(error).__name__}: {error})")

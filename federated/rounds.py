@@ -67,7 +67,7 @@ class Federation:
         self.grid, self.settings, self.run, self.stop = grid, settings, run, stop
         self.model = MODELS[settings.model]
         self.model.check(settings)
-        self.roster = Roster(grid, settings, run.say)
+        self.roster = Roster(grid, settings, run.say, self.model.heard)
         self.roster.call()
         clients = [self.roster.clients[p] for p in sorted(self.roster.clients)]
         enough_clients(settings.strategy, len(clients), self.malicious, secure=settings.secure)

@@ -6,11 +6,13 @@ import federated_tiny as tiny
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from federated import rounds
+from federated import local_tft, rounds
+from federated.exchange import Exchange
+from federated.roster import Client
 from federated.secure.client import RECORD
 from federated.secure.server import SecureRound
 from federated.secure.settings import SecureSettings
-from federated.update import ARRAYS, CLIENT, METRICS
+from federated.update import ARRAYS, CLIENT, MALFORMED, METRICS
 from finetune.engine.files import read_json_lines
 from tests.secure_world import STAGES, Room, TinyGrid, some_updates, the_model
 
@@ -129,6 +131,9 @@ def test_nonsense_for_an_update_loses_its_sender_alone(yaml, tmp_path, content):
         {"partition-id": 1, "version": "0.1.0", "told": "no JSON"},
         {"partition-id": 1, "version": "0.1.0", "told": '{"name": "x", "train": "many", "val": 3}'},
         {"partition-id": 1, "version": "0.1.0", "told": "[1]"},
+        {"partition-id": 1, "version": "0.1.0", "told": '"reason"'},
+        {"partition-id": 1, "version": "0.1.0", "told": '{"name": "x", "train": 3, "val": 3}'},
+        {"partition-id": 1, "version": "0.1.0", "told": '{"name": "x", "train": 3, "val": 3, "frozen": [1]}'},
     ],
 )
 def test_nonsense_for_a_greeting_leaves_its_sender_out(yaml, tmp_path, record, capsys):
@@ -138,3 +143,52 @@ def test_nonsense_for_a_greeting_leaves_its_sender_out(yaml, tmp_path, record, c
     answering(grid, lambda message: message.metadata.message_type, 2, "query", content)
     line = read_json_lines(rounds.federate(grid, run) / "rounds.jsonl")[0]
     assert line["asked"] == [0, 2] and "node 2 cannot take part: its reply is not one of this protocol" in capsys.readouterr().out
+
+
+def test_a_reason_that_is_no_text_is_one_all_the_same(yaml, tmp_path):
+    run = tiny.settings(yaml, tmp_path / "run", num_server_rounds=1, kronos_part="tokenizer", fraction_evaluate=0.0)
+    grid = tiny.grid(run)
+    content = RecordDict({CLIENT: ConfigRecord({"partition-id": 1, "version": "0.1.0", "told": '{"reason": [1]}'})})
+    answering(grid, lambda message: message.metadata.message_type, 2, "query", content)
+    assert read_json_lines(rounds.federate(grid, run) / "rounds.jsonl")[0]["asked"] == [0, 2]
+
+
+SOUND = {
+    "vocabulary": {"symbols": ["BTC"], "periods": ["1h"], "categories": {"weekday": ["1"]}},
+    "labels": {"up": [3, 9]},
+    "targets": {"up": {"name": "up", "parameters": {"quantile": 0.7}, "horizon": {"1h": 3}}},
+    "thresholds": {"up": {"BTC 1h": 0.02}},
+}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({name: value} for name in SOUND for value in ([1], "x", None)),
+        *({"vocabulary": {**SOUND["vocabulary"], name: "BTC"}} for name in SOUND["vocabulary"]),
+        {"vocabulary": {**SOUND["vocabulary"], "symbols": [["BTC"]]}},
+        {"labels": {"up": [1]}},
+        {"labels": {"up": [4, 3]}},
+        {"labels": {"up": [1, 10**400]}},
+        {"targets": {"up": [1]}},
+        {"targets": {"up": {"horizon": 3}}},
+        {"thresholds": {"up": 0.02}},
+    ],
+)
+def test_a_greeting_that_the_transformer_cannot_read_is_told_by_its_shape(wrong):
+    local_tft.heard(SOUND)
+    with pytest.raises(MALFORMED):
+        local_tft.heard({**SOUND, **wrong})
+    for name in wrong:
+        with pytest.raises(KeyError):
+            local_tft.heard({key: value for key, value in SOUND.items() if key != name})
+
+
+@pytest.mark.parametrize("told", ["no JSON", "[1]", None])
+def test_nonsense_for_the_models_description_is_no_description(yaml, tmp_path, told):
+    run = tiny.settings(yaml, tmp_path / "run")
+    grid = tiny.grid(run)
+    content = RecordDict({} if told is None else {CLIENT: ConfigRecord({"told": told})})
+    answering(grid, lambda message: message.metadata.message_type, 2, "query.model", content)
+    described, why = Exchange(grid, run, {}).describe(Client(2, 1, {}))
+    assert described is None and "its reply is not one of this protocol" in why
