@@ -15,10 +15,15 @@ even when it arrives after the client was given up.
 What it protects, from whom: a server that follows the protocol and remembers everything (honest but curious), and colluding clients fewer
 than the threshold, learn the sum over the survivors and nothing more of the others. Every client also refuses what a server that departs
 from the protocol could ask: both kinds of share for one peer, shares below the threshold, a second unmasking, a stage out of order, other
-people's keys under its name. A server that names different survivors to different clients, or sends them different models to isolate
-one (Pasquini et al., CCS 2022), gets no shares as long as fewer than 2·threshold − holders clients collude with it, for the threshold is
-more than half of those who hold shares of one client. That is the stage `agree`, the consistency check of Bonawitz et al.; without it such
-a server read the sum of 5 of 40 clients at a threshold of 21 (tests/test_secure_liar.py has the attack).
+people's keys under its name. A server that tells different clients different things gets no sum of fewer clients than the threshold, as
+long as fewer than 2·threshold − holders clients collude with it, for the threshold is more than half of those who hold shares of one
+client (tests/test_secure_liar.py has these attacks):
+  - Other survivors: no shares before a threshold has confirmed the same. That is the stage `agree`, the consistency check of Bonawitz et
+    al.; without it such a server read the sum of 5 of 40 clients at a threshold of 21.
+  - Other models, to isolate one client (Pasquini et al., CCS 2022), or other terms: masks hang on both, so that those of clients who were
+    shown different ones do not cancel. A threshold that confirms is not enough here: the one who was shown something else is in the sum.
+  - Other lists of keys, or other terms: shares hang on both and do not open. Not so where masks are shared with a few neighbours only,
+    who have lists of their own; a client takes no part in that unless it is told to (`member.respond`), and the federation never asks it.
 
 What it does not protect:
   - The list of public keys comes through the server and nobody signs it. A server that puts in keys of its own (a man in the middle, or

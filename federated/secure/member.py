@@ -173,7 +173,8 @@ class Member:
         """For each of the cohort one share: of the seed if it sent its vector, of the masks' key if it did not. Never both.
 
         told: confirmations of the neighbours; false ones do not count. Only where a threshold of clients, itself included, was shown the
-        same survivors and model: no two stories can have one, so that a server which tells several gets the shares of one at most.
+        same survivors and model: no two stories can have one, so that a server which tells several gets the shares of one at most. Those
+        who confirm speak for themselves only: what a survivor was shown who does not confirm, `mask` and `receive_shares` guard.
         """
         sources = _nodes(told, "nodes")
         alive, dropped = self._parted()
