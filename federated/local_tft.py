@@ -63,9 +63,10 @@ def _labelling(panel: Panel, manifest: dict[str, Any], targets: Iterable[str]) -
 def heard(told: dict[str, Any]) -> None:
     """Raises KeyError, TypeError or ValueError for a hello that `facts` cannot read."""
     vocabulary = told["vocabulary"]
-    columns = [vocabulary["symbols"], vocabulary["periods"], *_table(vocabulary["categories"]).values()]
-    if not all(isinstance(values, list) and all(isinstance(value, str) for value in values) for values in columns):
-        raise TypeError("the vocabulary is no lists of texts")
+    columns = [(vocabulary["symbols"], str), (vocabulary["periods"], str)]
+    columns += [(values, int) for values in _table(vocabulary["categories"]).values()]
+    if not all(isinstance(values, list) and all(isinstance(value, kind) for value in values) for values, kind in columns):
+        raise TypeError("the vocabulary is no lists of names and categories")
     for ones, labels in _table(told["labels"]).values():
         if not (isinstance(ones, int) and isinstance(labels, int) and 0 <= ones <= labels < 1 << 53):
             raise ValueError(f"{ones} positive of {labels} labels")

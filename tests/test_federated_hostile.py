@@ -154,7 +154,7 @@ def test_a_reason_that_is_no_text_is_one_all_the_same(yaml, tmp_path):
 
 
 SOUND = {
-    "vocabulary": {"symbols": ["BTC"], "periods": ["1h"], "categories": {"weekday": ["1"]}},
+    "vocabulary": {"symbols": ["BTC"], "periods": ["1h"], "categories": {"weekday": [1]}},
     "labels": {"up": [3, 9]},
     "targets": {"up": {"name": "up", "parameters": {"quantile": 0.7}, "horizon": {"1h": 3}}},
     "thresholds": {"up": {"BTC 1h": 0.02}},
@@ -167,6 +167,7 @@ SOUND = {
         *({name: value} for name in SOUND for value in ([1], "x", None)),
         *({"vocabulary": {**SOUND["vocabulary"], name: "BTC"}} for name in SOUND["vocabulary"]),
         {"vocabulary": {**SOUND["vocabulary"], "symbols": [["BTC"]]}},
+        {"vocabulary": {**SOUND["vocabulary"], "categories": {"weekday": ["1"]}}},
         {"labels": {"up": [1]}},
         {"labels": {"up": [4, 3]}},
         {"labels": {"up": [1, 10**400]}},
