@@ -111,4 +111,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    try:
+        run_command(main)
+    except SystemExit as ended:
+        if ended.code:
+            print("false", flush=True)  # the shell's eval of nothing succeeds, of this it does not
+        raise
