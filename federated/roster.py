@@ -89,9 +89,11 @@ class Roster:
         deadline = time.monotonic() + self.settings.round_timeout_s
         while len(nodes := sorted(self.grid.get_node_ids())) < least:
             if time.monotonic() > deadline:
-                wants = f"min-available-clients is {least}" if least == self.settings.min_available_clients else f"secure wants {least}"
+                asked = least == self.settings.min_available_clients
+                wants = f"min-available-clients is {least}" if asked else f"secure wants {least}"
+                fix = "train without secure" if self.settings.secure and least <= MIN_CLIENTS else "lower it"
                 raise InputError(
-                    f"{len(nodes)} nodes are there after {self.settings.round_timeout_s:g} s, and {wants}; start more nodes, or lower it"
+                    f"{len(nodes)} nodes are there after {self.settings.round_timeout_s:g} s, and {wants}; start more nodes, or {fix}"
                 )
             time.sleep(_WAIT_S)
         return nodes

@@ -8,12 +8,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 
 from federated import local_tft, rounds
 from federated.exchange import Exchange
-from federated.roster import Client
+from federated.roster import Client, Roster
 from federated.secure.client import RECORD
 from federated.secure.server import SecureRound
 from federated.secure.settings import SecureSettings
 from federated.update import ARRAYS, CLIENT, MALFORMED, METRICS
 from finetune.engine.files import read_json_lines
+from kronos.errors import InputError
 from tests.secure_world import STAGES, Room, TinyGrid, some_updates, the_model
 
 TEXTS = dict.fromkeys(("cipher_key", "mask_key", "nodes", "sealed", "words", "metrics", "tags", "shares"), "x")
@@ -193,3 +194,10 @@ def test_nonsense_for_the_models_description_is_no_description(yaml, tmp_path, t
     answering(grid, lambda message: message.metadata.message_type, 2, "query.model", content)
     described, why = Exchange(grid, run, {}).describe(Client(2, 1, {}))
     assert described is None and "its reply is not one of this protocol" in why
+
+
+@pytest.mark.parametrize("least, fix", [(2, "train without secure"), (5, "lower it")])
+def test_too_few_nodes_for_secure_aggregation_are_told_what_can_be_done(yaml, tmp_path, least, fix):
+    run = tiny.settings(yaml, tmp_path / "run", secure=True, min_available_clients=least, round_timeout_s=0.01)
+    with pytest.raises(InputError, match=f"2 nodes are there .* start more nodes, or {fix}$"):
+        Roster(tiny.grid(run, clients=2), run, print, lambda told: None).online(3)
