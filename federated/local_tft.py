@@ -15,7 +15,7 @@ import torch
 
 from federated.bars import group_count, own_panel, paths_of, stamps
 from federated.settings import Settings, names
-from federated.task import Local, Node, Stage, Weights, local_settings
+from federated.task import PIECES, Local, Node, Stage, Weights, local_settings
 from finetune.data.panel import Panel
 from finetune.engine.config import load_config
 from kronos.errors import InputError
@@ -36,7 +36,7 @@ def check(settings: Settings) -> None:
 def hello(settings: Settings, node: Node) -> dict[str, Any]:
     """What a node tells of itself: windows, names, codes, and how many training labels are positive (for the run's class weights)."""
     config = _config(settings)
-    name, panel, manifest = _own_panel(settings, node)
+    name, panel, manifest, whole = _own_panel(settings, node)
     losses = target_losses(config, panel, manifest)
     data = cut_windows(config, panel, manifest, losses, say=_quiet)
     labels = data.train.targets()  # [N, targets]
@@ -46,7 +46,7 @@ def hello(settings: Settings, node: Node) -> dict[str, Any]:
         if loss.kind == "bce" and loss.pos_weight is None
     }
     series = [[info.symbol, info.period] for info in panel.series]
-    told = {"name": name, "train": len(data.train), "val": len(data.val), "series": series}
+    told = {"name": name, "train": len(data.train), "val": len(data.val), "series": series, PIECES: not whole}
     return {**told, "vocabulary": data.vocabulary.as_dict(), "labels": counts, **_labelling(panel, manifest, losses)}
 
 
@@ -154,16 +154,18 @@ def _weights(task: TftTask) -> Weights:
 
 
 def _prepared(settings: Settings, node: Node, facts: dict[str, Any]) -> Prepared:
-    _, panel, manifest = _own_panel(settings, node)
+    _, panel, manifest, _ = _own_panel(settings, node)
     vocabulary = Vocabulary.from_dict(facts["vocabulary"])
     return prepare(_config(settings), panel, manifest=manifest, vocabulary=vocabulary, positive=facts["positive"], say=_quiet)
 
 
-def _own_panel(settings: Settings, node: Node) -> tuple[str, Panel, dict[str, Any]]:
+def _own_panel(settings: Settings, node: Node) -> tuple[str, Panel, dict[str, Any], bool]:
+    """Name, bars and manifest of a client, and whether it has whole series."""
     config = _config(settings)
     panel, manifest = _read(config.data_path, settings, node)
     name, own = own_panel(settings, panel, node, run=config.block_length if config.shared_rows else 1)
-    return name, own, manifest if _whole_series(panel, own) else {key: manifest[key] for key in manifest if key not in _CUT_OF_ALL}
+    whole = _whole_series(panel, own)
+    return name, own, manifest if whole else {key: manifest[key] for key in manifest if key not in _CUT_OF_ALL}, whole
 
 
 def _whole_series(panel: Panel, own: Panel) -> bool:

@@ -25,7 +25,7 @@ from federated.secure.errors import SecureAggregationHalted
 from federated.secure.server import SecureRound
 from federated.secure.settings import MIN_CLIENTS, SecureSettings
 from federated.settings import Settings, run_config
-from federated.task import Weights
+from federated.task import PIECES, Weights
 from federated.update import ARRAYS, from_record
 from finetune.engine import checkpoint
 from finetune.engine.errors import Interrupted
@@ -70,6 +70,12 @@ class Federation:
         self.roster = Roster(grid, settings, run.say, self.model.heard)
         self.roster.call()
         clients = [self.roster.clients[p] for p in sorted(self.roster.clients)]
+        if any(client.told.get(PIECES) for client in clients):
+            run.say(
+                "warning: series are cut in time between clients, and each piece has a validation of its own: training bars of one piece "
+                "may be later than validation bars of another, so validation can look better than the future will be, and thresholds of "
+                "targets may be of later bars than a piece trains on; deal out whole series to have neither"
+            )
         enough_clients(settings.strategy, len(clients), self.malicious, secure=settings.secure)
         self.facts = self.model.facts(settings, [client.told for client in clients])
         self.exchange = Exchange(grid, settings, self.facts)

@@ -23,6 +23,7 @@ from finetune.engine.trainer import fit
 from finetune.engine.windows import Splits
 from kronos.errors import InputError
 
+PIECES = "pieces"  # what a client tells: its series are pieces of longer ones, each split in time of its own
 _ROUND, _PARTITION = 1_000_003, 7_919  # apart, so that no two clients and rounds share a seed
 
 

@@ -271,14 +271,21 @@ def test_a_run_stops_before_its_privacy_is_spent(yaml, tmp_path, capsys):
     assert f"stopped before round {len(lines) + 1}" in capsys.readouterr().out
 
 
-def test_the_transformer_is_trained_with_the_vocabulary_of_all_clients(tmp_path):
+def test_the_transformer_is_trained_with_the_vocabulary_of_all_clients(tmp_path, capsys):
     yaml = tft_data.write_config(tmp_path)
     folder = tiny.simulate(yaml, tmp_path / "run", clients=4, model="tft", num_server_rounds=1)
+    assert "cut in time" not in capsys.readouterr().out
     config = json.loads((folder / "best_model" / "config.json").read_text())
     assert config["facts"]["vocabulary"]["symbols"] == ["AAA", "BBB"] and config["facts"]["vocabulary"]["periods"] == ["1h", "4h"]
     assert config["facts"]["scales"] == {}, "a client's scales are its own"
     line = read_json_lines(folder / "rounds.jsonl")[0]
     assert line["answered"] == [0, 1, 2, 3] and np.isfinite(line["score"]["val_loss"])
+
+
+def test_a_run_says_that_clients_have_pieces_of_one_series(tmp_path, capsys):
+    yaml = tft_data.write_config(tmp_path)
+    tiny.simulate(yaml, tmp_path / "run", clients=6, model="tft", num_server_rounds=1)
+    assert "training bars of one piece may be later than validation bars of another" in capsys.readouterr().out
 
 
 def test_pieces_of_a_series_split_their_own_time_and_whole_series_where_their_thresholds_end(tmp_path):
@@ -289,8 +296,10 @@ def test_pieces_of_a_series_split_their_own_time_and_whole_series_where_their_th
     yaml = tft_data.write_config(tmp_path)
     told = [local_tft.hello(tiny.settings(yaml, tmp_path, model="tft"), Node(k, 12)) for k in range(12)]
     assert all(client["train"] > client["val"] > 0 for client in told), "also of the earliest pieces"
+    assert all(client["pieces"] for client in told)
     whole = tiny.settings(yaml, tmp_path, model="tft", partitions="iid")
-    assert sum(local_tft.hello(whole, Node(k, 4))["val"] for k in range(4)) > 0
+    of_all = [local_tft.hello(whole, Node(k, 4)) for k in range(4)]
+    assert sum(client["val"] for client in of_all) > 0 and not any(client["pieces"] for client in of_all)
 
 
 @pytest.mark.parametrize(
