@@ -18,3 +18,10 @@ def one_thread(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Federated runs without their pictures: drawing takes longer than training there."""
+    monkeypatch.setattr("federated.pictures.draw_run", lambda *_: None)
+    monkeypatch.setattr("finetune.engine.curves.draw_curves", lambda *_: None)

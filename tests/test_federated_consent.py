@@ -9,17 +9,12 @@ from federated import rounds
 from finetune.engine.files import read_json_lines
 from kronos.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 @pytest.fixture(scope="module")
 def yaml(tmp_path_factory) -> Path:
     return tiny.write_yaml(tmp_path_factory.mktemp("bars"))
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """Drawing takes longer than training here."""
-    monkeypatch.setattr("federated.pictures.draw_run", lambda *_: None)
-    monkeypatch.setattr("finetune.engine.curves.draw_curves", lambda *_: None)
 
 
 @pytest.mark.parametrize(

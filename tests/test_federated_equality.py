@@ -27,13 +27,9 @@ from kronos.errors import InputError
 from tft.config import TftConfig
 from tft.training import prepare
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 ONE_STEP = dict(num_server_rounds=1, batch_size=10_000, optimiser="sgd", learning_rate=0.5, fraction_evaluate=0.0)
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr("federated.pictures.draw_run", lambda *_: None)
-    monkeypatch.setattr("finetune.engine.curves.draw_curves", lambda *_: None)
 
 
 def final(folder: Path) -> dict[str, np.ndarray]:

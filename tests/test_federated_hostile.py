@@ -17,6 +17,8 @@ from finetune.engine.files import read_json_lines
 from kronos.errors import InputError
 from tests.secure_world import STAGES, Room, TinyGrid, some_updates, the_model
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 TEXTS = dict.fromkeys(("cipher_key", "mask_key", "nodes", "sealed", "words", "metrics", "tags", "shares"), "x")
 LISTS = {name: [1.5, 2.5] for name in TEXTS}
 NUMBERS = dict.fromkeys(TEXTS, 2**62)
@@ -29,12 +31,6 @@ def array(content: bytes, shape=(3,), kind="numpy.ndarray") -> ArrayRecord:
 @pytest.fixture(scope="module")
 def yaml(tmp_path_factory) -> Path:
     return tiny.write_yaml(tmp_path_factory.mktemp("bars"))
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr("federated.pictures.draw_run", lambda *_: None)
-    monkeypatch.setattr("finetune.engine.curves.draw_curves", lambda *_: None)
 
 
 def answering(grid, kind_of, node: int, wanted: str, content: RecordDict) -> None:

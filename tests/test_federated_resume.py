@@ -12,11 +12,7 @@ from finetune.engine.errors import Interrupted
 from finetune.engine.files import read_json, read_json_lines
 from kronos.errors import InputError
 
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr("federated.pictures.draw_run", lambda *_: None)
-    monkeypatch.setattr("finetune.engine.curves.draw_curves", lambda *_: None)
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture(scope="module")
