@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kronos import ops
-
-Rotation = tuple[Tensor, Tensor]  # cosines and signed sines, each [T, head size], as `ops.rotate` takes them
+from kronos.dropping import add_dropped, dropout
+from kronos.ops import Rotation
 
 
 class RMSNorm(nn.Module):
@@ -23,7 +23,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim] -> [..., dim], in the type the following matrix product takes (one cast instead of one per projection)."""
-        return ops.rms_norm(x, self.weight, self.eps).to(ops.autocast_dtype(x))
+        return ops.rms_norm(x, self.weight, self.eps, ops.autocast_dtype(x))
 
 
 class Rotary(nn.Module):
@@ -55,7 +55,7 @@ class Dropout(nn.Dropout):
     """nn.Dropout, faster on a CPU; with `onto`, a tensor of x's shape, their sum."""
 
     def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
-        return ops.dropout(x, self.p, self.training) if onto is None else ops.add_dropped(onto, x, self.p, self.training)
+        return dropout(x, self.p, self.training) if onto is None else add_dropped(onto, x, self.p, self.training)
 
 
 class Attention(nn.Module):
@@ -72,19 +72,19 @@ class Attention(nn.Module):
         self.attn_dropout_p = attn_dropout_p
         self.resid_dropout = Dropout(resid_dropout_p)
 
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # [B, T, d] -> [B, H, T, D]
-
     def forward(self, x: Tensor, source: Tensor, rotation: Rotation | None, causal: bool, onto: Tensor | None = None) -> Tensor:
         """Let `x` [B, Tq, d] look at `source` [B, Tk, d], queries and keys turned by `rotation` if given; returns [B, Tq, d].
 
         onto: what the result is added to, of its shape.
         """
-        q, k, v = self._heads(self.q_proj(x)), self._heads(self.k_proj(source)), self._heads(self.v_proj(source))
-        if rotation is not None:
-            q, k = ops.rotate(q, *rotation), ops.rotate(k, *rotation)
-        mixed = ops.attention(q, k, v, causal=causal, dropout_p=self.attn_dropout_p if self.training else 0.0)
-        return self.resid_dropout(self.out_proj(mixed.transpose(1, 2).flatten(2)), onto)  # [B, H, Tq, D] -> [B, Tq, d]
+        return self.look(self.q_proj(x), source, rotation, causal, onto)
+
+    def look(self, queries: Tensor, source: Tensor, rotation: Rotation | None, causal: bool, onto: Tensor | None = None) -> Tensor:
+        """`forward` from what `q_proj` makes of x."""
+        dropout_p = self.attn_dropout_p if self.training else 0.0
+        k, v = self.k_proj(source), self.v_proj(source)
+        mixed = ops.attention(queries, k, v, rotation, heads=self.n_heads, causal=causal, dropout_p=dropout_p)
+        return self.resid_dropout(self.out_proj(mixed), onto)
 
 
 class FeedForward(nn.Module):

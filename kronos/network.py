@@ -99,10 +99,18 @@ class DependencyLayer(nn.Module):
         With a query per step the attention is causal, in training and in evaluation alike. With a single query (generation) it sees
         every hidden state and no rotation is applied: released weights were evaluated that way.
         """
+        return self._joined(hidden, self.cross_attn.q_proj(sibling))
+
+    def from_table(self, hidden: Tensor, s1: Tensor, table: Tensor) -> Tensor:
+        """The same for the rows `s1` [B, T] of `table` [rows, d]: each row is projected once, in the parameters' type (as in
+        `TokenEmbedding`)."""
+        return self._joined(hidden, F.embedding(s1, self.cross_attn.q_proj(table).to(table.dtype)).to(hidden.dtype))
+
+    def _joined(self, hidden: Tensor, queries: Tensor) -> Tensor:
         length = hidden.shape[1]
-        stepwise = sibling.shape[1] == length
+        stepwise = queries.shape[1] == length
         rotation = self.cross_attn.rotary.table(length, hidden.dtype) if stepwise else None
-        return self.norm(hidden + self.cross_attn(sibling, hidden, rotation, causal=stepwise))
+        return self.norm(hidden + self.cross_attn.look(queries, hidden, rotation, causal=stepwise))
 
 
 class DualHead(nn.Module):
@@ -215,4 +223,7 @@ class Kronos(PublishedModule):
 
     def decode_s2(self, context: Tensor, s1: Tensor) -> Tensor:
         """Fine logits [B, T, V2], given coarse tokens of every step [B, T] or of the step being generated [B, 1]."""
-        return self.head.proj_s2(self.dep_layer(context, self.embedding.emb_s1(s1)))
+        siblings = self.embedding.emb_s1
+        if self.training and s1.numel() > siblings.num_embeddings:
+            return self.head.proj_s2(self.dep_layer.from_table(context, s1, siblings.weight))
+        return self.head.proj_s2(self.dep_layer(context, siblings(s1)))

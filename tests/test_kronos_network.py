@@ -89,6 +89,20 @@ def test_many_tokens_go_through_tables_that_the_projection_has_passed_and_come_o
         torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
 
 
+def test_the_fine_token_sees_the_coarse_one_through_the_same_table_however_many_there_are():
+    model = predictor().double().train()
+    coarse = batch(5)[0][:, :12]
+    assert coarse.numel() > 2**4 > coarse[:1].numel()
+    context, found = torch.randn(*coarse.shape, 32, dtype=torch.float64), []
+    for parts in (slice(0, 5),), [slice(i, i + 1) for i in range(5)]:  # by the table; token by token
+        model.zero_grad()
+        out = torch.cat([model.decode_s2(context[part], coarse[part]) for part in parts])
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        found.append([out.detach(), model.embedding.emb_s1.weight.grad.clone(), model.dep_layer.cross_attn.q_proj.weight.grad.clone()])
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
+
+
 def test_a_token_seen_a_thousand_times_keeps_its_gradient_in_bf16():
     embedding = predictor(s1_bits=2, s2_bits=2).embedding
     tokens = torch.zeros(1, 1000, dtype=torch.long)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kronos import Kronos, KronosTokenizer, fingerprint, save_module
+from kronos.ops import cross_entropy
 
 from .task import Outcome, Task
 
@@ -82,8 +83,7 @@ class PredictorTask(Task):
         forced = self.teacher_forcing or not self.training
         logits = self.predictor(s1[:, :-1], s2[:, :-1], batch["stamps"][:, :-1], s1_targets=s1[:, 1:], teacher_forcing=forced)
         losses = [
-            F.cross_entropy(part.flatten(0, 1), target[:, 1:].flatten(), reduction="none").view(len(s1), -1)
-            for part, target in zip(logits, (s1, s2), strict=True)
+            cross_entropy(part, target[:, 1:]) for part, target in zip(logits, (s1, s2), strict=True)
         ]  # each [B, T-1]; target t is bar t+1
         if "s1" not in batch:  # a bar that is not finite has tokens like any other: without this its loss would look sound
             losses[0] = losses[0] + 0.0 * batch["x"].sum()
