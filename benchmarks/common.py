@@ -96,9 +96,7 @@ def begin(name: str, parser: argparse.ArgumentParser, argv: Sequence[str] | None
     args = parser.parse_args(argv)
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # for the children
     torch.set_num_threads(args.threads)
-    flags = "".join(
-        f" --{k.replace('_', '-')}{_given(v)}" for k, v in vars(args).items() if k != "out" and v != parser.get_default(k)
-    )
+    flags = "".join(f" --{k.replace('_', '-')}{_given(v)}" for k, v in vars(args).items() if k != "out" and v != parser.get_default(k))
     return args, Report(name, f"python -m benchmarks.{name}{flags}", machine_facts(args.threads))
 
 

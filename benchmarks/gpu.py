@@ -159,9 +159,7 @@ def _rows(report: Report, case: str, name: str, seen: dict[str, list[Seen]], wor
         report.rows.append(Row(f"{case}: {name}, bf16, end to end", "-", told, True))
 
 
-def _utilisation(
-    args: argparse.Namespace, report: Report, case: str, size: str, cut: str, seen: dict[str, list[Seen]], work: Work
-) -> None:
+def _utilisation(args: argparse.Namespace, report: Report, case: str, size: str, cut: str, seen: dict[str, list[Seen]], work: Work) -> None:
     """Model-FLOPs utilisation of each of ours; the goal is base at the longer cut, by the better of the two."""
     sizes = _sizes(size)[1]
     tokens = work.length - 1  # the predictor reads all but the last

@@ -70,9 +70,7 @@ def _measure(args: argparse.Namespace, report: Report, stage: str, size: str, fo
 def _report(args: argparse.Namespace, report: Report, case: str, seen: dict[str, list[Seen]]) -> None:
     """A row per precision of ours; the goal is the predictor's in bf16."""
     rates = {name: 1 / statistics.median(one.total_s for one in runs) for name, runs in seen.items()}
-    report.details |= {
-        f"{case}, {name}, samples/s": spread([one.total_s for one in runs], inverse=True) for name, runs in seen.items()
-    }
+    report.details |= {f"{case}, {name}, samples/s": spread([one.total_s for one in runs], inverse=True) for name, runs in seen.items()}
     ours = seen["ours, bf16"]
     fill = statistics.median(one.fill_s for one in ours) * args.batch
     if fill:
