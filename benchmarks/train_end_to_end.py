@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
     parser.add_argument("--loader", choices=("csv", "qlib"), default="csv", help="which of the peer's data sets (default: csv)")
     parser.add_argument("--workers", type=int, default=2, help="the peer's loader processes (default: 2)")
     parser.add_argument("--fp32", action="store_true", help="ours in float32 as well")
+    parser.add_argument("--compile", action="store_true", help="ours through torch.compile as well (training.compile; needs a C++ compiler)")
     clock_argument(parser)
     args, report = begin(NAME, parser, argv)
     cases = [("predictor", size) for size in args.sizes if "predictor" in args.stages]
@@ -50,10 +51,11 @@ def main(argv: Sequence[str] | None = None) -> Report:
 def _measure(args: argparse.Namespace, report: Report, stage: str, size: str, folder: Path) -> None:
     models = tokenizer_arguments("base"), predictor_arguments(size if stage == "predictor" else "mini")
     work = prepare(folder, stage, models, (LOOKBACK, HORIZON), args.batch, args.steps)
-    amps = ["bf16", *(["off"] if args.fp32 else [])]
+    ways = {"ours, bf16": {"amp": "bf16"}}
+    ways |= {"ours, float32": {"amp": "off"}} if args.fp32 else {}
+    ways |= {"ours, bf16, compiled": {"amp": "bf16", "compile": True}} if args.compile else {}
     sides: dict[str, Callable[[], Seen]] = {
-        f"ours, {'float32' if amp == 'off' else amp}": lambda amp=amp: run_once(work, settings_of(work, amp=amp), clock=args.clock)
-        for amp in amps
+        name: lambda way=way: run_once(work, settings_of(work, **way), clock=args.clock) for name, way in ways.items()
     }
     if args.peer:
         with Peer(args.peer, "peer_train", "finetune_csv", "finetune") as peer:

@@ -23,7 +23,7 @@ def test_training_is_timed_from_inside_a_real_run_and_its_time_is_divided(monkey
     report = train_end_to_end.main(["--sizes", "mini", "--batch", "2", "--rounds", "1", "--steps", "1"])
     assert [row.measure.split(":")[0] for row in report.rows] == ["predictor, mini", "tokenizer, base"]
     parts = report.details["predictor, mini, ours, share of the step's time (torch.profiler)"]
-    assert {"matrix products", "norm", "dropout", "rotation", "optimiser", "attention"} <= parts.keys()
+    assert {"matrix products", "norm", "dropout", "optimiser", "attention", "loss and drawn token"} <= parts.keys()
     assert sum(float(share.rstrip("%")) for share in parts.values()) == pytest.approx(100, abs=1)
     assert "encoding counted per step" in capsys.readouterr().out
 

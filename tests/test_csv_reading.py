@@ -9,6 +9,7 @@ from bars import make_frame
 
 from finetune.data import KRONOS_NAMES, Panel, build_panel, describe, load_panel
 from finetune.data.columns import ALIASES
+from finetune.data.sources import find_sources
 from kronos.errors import InputError, MissingFileError
 
 
@@ -273,6 +274,15 @@ def test_an_empty_data_path_is_refused(path):
 def test_a_folder_without_bars_is_named(tmp_path):
     with pytest.raises(InputError, match=r"the folder holds no \.csv, \.csv\.gz, \.parquet file"):
         load(str(tmp_path))
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    def refused(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(tmp_path), "iterdir", refused)
+    with pytest.raises(InputError, match=r"the folder cannot be read \(Permission denied\); make it readable"):
+        find_sources(str(tmp_path))
 
 
 def test_errors_of_several_files_come_together(tmp_path):

@@ -47,7 +47,11 @@ def _files(entry: str) -> list[Path]:
     if os.path.isdir(path):  # of os.path: what is too long to be a path is none
         if is_panel_folder(path):
             raise InputError(f"{path}: a saved panel cannot stand in a list with other data; give it alone as data.data_path")
-        files = sorted(file for file in path.iterdir() if file.name.lower().endswith(SUFFIXES) and not file.name.startswith("."))
+        try:
+            entries = list(path.iterdir())
+        except OSError as error:
+            raise InputError(f"{path}: the folder cannot be read ({error.strerror}); make it readable or name another data_path") from error
+        files = sorted(file for file in entries if file.name.lower().endswith(SUFFIXES) and not file.name.startswith("."))
         if not files:
             raise InputError(f"{path}: the folder holds no {', '.join(SUFFIXES)} file; give the folder that holds the bars")
         return files
