@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> Report:
     parser.add_argument("--loader", choices=("csv", "qlib"), default="csv", help="which of the peer's data sets (default: csv)")
     parser.add_argument("--workers", type=int, default=2, help="the peer's loader processes (default: 2)")
     parser.add_argument("--fp32", action="store_true", help="ours in float32 as well")
-    parser.add_argument("--compile", action="store_true", help="ours through torch.compile as well (training.compile; needs a C++ compiler)")
+    parser.add_argument("--compile", action="store_true", help="ours compiled as well (training.compile; needs a C++ compiler)")
     clock_argument(parser)
     args, report = begin(NAME, parser, argv)
     cases = [("predictor", size) for size in args.sizes if "predictor" in args.stages]

@@ -64,7 +64,10 @@ def commands(name: str) -> list[str]:
 @pytest.mark.parametrize("name", READMES)
 @pytest.mark.parametrize(
     "line",
-    ["pip install -r requirements-core.txt && python train_sequential.py", "pip install -r requirements.txt && pytest"],
+    [
+        "pip install -r requirements-core.txt && python train_sequential.py",
+        "pip install -r requirements.txt && pytest -n 2 --dist loadfile",
+    ],
 )
 def test_the_two_commands_stand_there_once_and_as_ci_runs_them(name, line):
     needle = "&&" + line.partition("&&")[2]  # what .ci/run looks for
