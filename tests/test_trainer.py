@@ -243,6 +243,13 @@ def test_torch_compile_changes_speed_not_results(monkeypatch):
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
+def test_without_a_compiler_compile_is_refused_in_one_message(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing that was compiled before
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
+    with pytest.raises(InputError, match=r"training.compile: .*No working C\+\+ compiler.*no-such-compiler.*; install .* or set"):
+        fit(tiny.predictor_task(), tiny.windows(), tiny.settings(epochs=1, compile=True), max_steps=1)
+
+
 def test_max_steps_ends_the_run_there_and_validates():
     result = fit(Recorder(), tiny.windows(), tiny.settings(epochs=50), max_steps=4)
     assert result.steps == 4 and len(result.history) == 1

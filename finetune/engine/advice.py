@@ -38,6 +38,18 @@ def out_of_memory(sizes: Sizes, where: str) -> str:
     )
 
 
+def cannot_compile(error: BaseException) -> str | None:
+    """The message if `error` says that torch.compile lacks something of this machine; None if it says anything else."""
+    inner = getattr(error, "inner_exception", error)
+    if type(inner).__name__ not in ("InvalidCxxCompiler", "TritonMissing", "GPUTooOldForTriton"):
+        return None
+    said = str(inner).strip().partition("\n")[0].rstrip(".")
+    return (
+        f"training.compile: torch.compile cannot work on this machine ({said}); install what it misses (on a CPU a C++ compiler such as "
+        "g++, on a GPU triton), or set training.compile: false"
+    )
+
+
 def without_gpu(sizes: Sizes, parameters: int) -> str:
     """What to expect, and to do, where a model of so many parameters is trained without a GPU."""
     return (

@@ -100,7 +100,7 @@ class TrainingSection(Section):
 
     amp: Amp = key("off", "mixed precision: bf16 (Ampere and later, recent CPUs), fp16 (older GPUs), off")
     tf32: bool = key(True, "let NVIDIA GPUs multiply float32 matrices in TF32")
-    compile: bool = key(False, "compile the model with torch.compile: slower start, faster steps")
+    compile: bool = key(False, "compile the model with torch.compile: slower start, faster steps; on a CPU it needs a C++ compiler")
     activation_checkpointing: bool = key(False, "recompute activations in the backward pass: less memory, about a third slower")
 
     save_last: bool = key(True, "keep `last`, the checkpoint that --resume goes on from")

@@ -15,7 +15,7 @@ import torch
 from kronos.errors import InputError
 
 from . import checkpoint
-from .advice import out_of_memory
+from .advice import cannot_compile, out_of_memory
 from .allocator import freed_memory_kept
 from .augment import Augmenter
 from .balance import Balanced, per_item
@@ -78,6 +78,8 @@ def fit(
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise InputError(out_of_memory(settings, str(world.device))) from error
     except RuntimeError as error:
+        if told := cannot_compile(error):
+            raise InputError(told) from error
         if "can't allocate memory" not in str(error):  # torch's CPU allocator has no class of its own for it
             raise
         raise InputError(out_of_memory(settings, str(world.device))) from error
