@@ -105,7 +105,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def attention(q: Tensor, k: Tensor, v: Tensor, rotation: Rotation | None, *, heads: int, causal: bool, dropout_p: float = 0.0) -> Tensor:
     """Softmax attention of [B, Tq, H * D] over [B, Tk, H * D], queries and keys turned by `rotation` if given; returns [B, Tq, H * D]."""
     reduced = q.dtype in (torch.bfloat16, torch.float16) or _autocasting(q)
-    if q.device.type == "cpu" and torch.is_grad_enabled() and (reduced or dropout_p > 0) and k.shape[1] <= _WRITTEN_KEYS:
+    training = q.device.type == "cpu" and torch.is_grad_enabled()
+    if training and (reduced or dropout_p > 0) and dropout_p < 0.99 and k.shape[1] <= _WRITTEN_KEYS:
         return attend(*(x.to(autocast_dtype(x)) for x in (q, k, v)), rotation, heads, causal, dropout_p)
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # [B, H, T, D]
     if rotation is not None:
