@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 # an event belongs to the first kind that any event around it is named after; then to its own name's kind, then to its parents'
 _AROUND = (
-    ("attention", ("kronos::attend", "_attend")),  # with its turns and its dropout
+    ("attention", ("kronos::attend",)),  # with its turns and its dropout
     ("norm", ("_RMSNorm",)),
     ("loss and drawn token", ("_CrossEntropy",)),
     ("dropout", ("_Dropout", "_DroppedSum")),

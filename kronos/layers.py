@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kronos import ops
 from kronos.dropping import add_dropped, dropout
-from kronos.ops import Rotation
+from kronos.rotation import Rotation
 
 
 class RMSNorm(nn.Module):

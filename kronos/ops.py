@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kronos.dropping import drops_here
+from kronos.rotation import Rotation, rotate
 from kronos.written_attention import attend
 
-Rotation = tuple[Tensor, Tensor]  # cosines and signed sines, each [T, head size], as `rotate` takes them
 _QUERIES = 64  # taken together by `causal_attention`
 _WRITTEN_KEYS = 512  # up to here bf16 attention with its score matrix written out beats the CPU's flash kernel
 
@@ -24,6 +25,11 @@ def autocast_dtype(x: Tensor) -> torch.dtype:
 def _autocasting(x: Tensor) -> bool:
     device = x.device.type
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def _by_hand(x: Tensor) -> bool:
+    """Whether gradients are computed by the functions here: on a CPU, where torch.compile has no better ones."""
+    return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -49,7 +55,7 @@ class _RMSNorm(torch.autograd.Function):
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
     """Root-mean-square norm over the last dimension; statistics in at least float32, result in `dtype`, x's own if not given."""
     dtype = dtype or x.dtype
-    if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if _by_hand(x):
         return _RMSNorm.apply(x, weight, eps, dtype)
     return torch.rms_norm(x.to(weight.dtype), weight.shape, weight, eps).to(dtype)
 
@@ -75,38 +81,16 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Nats of each position, in at least float32: logits [..., V] against targets [...] int64; returns [...]."""
+    """Nats of each position, in training on a CPU in at least float32: logits [..., V] against targets [...] int64; returns [...]."""
     rows, flat = logits.flatten(0, -2), targets.flatten()
-    fast = rows.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    return (_CrossEntropy.apply(rows, flat) if fast else F.cross_entropy(rows, flat, reduction="none")).view(targets.shape)
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
-    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin, value=sign)
-
-
-class _Rotate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin, 1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _turned(grad, *ctx.saved_tensors, -1), None, None
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (x[i], x[i + D/2]) of [B, H, T, D]; cos [T, D] holds the cosines twice, sin [T, D] minus the sines, then the sines."""
-    return _Rotate.apply(x, cos, sin) if torch.is_grad_enabled() else _turned(x, cos, sin, 1)
+    return (_CrossEntropy.apply(rows, flat) if _by_hand(rows) else F.cross_entropy(rows, flat, reduction="none")).view(targets.shape)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, rotation: Rotation | None, *, heads: int, causal: bool, dropout_p: float = 0.0) -> Tensor:
     """Softmax attention of [B, Tq, H * D] over [B, Tk, H * D], queries and keys turned by `rotation` if given; returns [B, Tq, H * D]."""
     reduced = q.dtype in (torch.bfloat16, torch.float16) or _autocasting(q)
-    training = q.device.type == "cpu" and torch.is_grad_enabled()
-    if training and (reduced or dropout_p > 0) and dropout_p < 0.99 and k.shape[1] <= _WRITTEN_KEYS:
+    written = drops_here(q, dropout_p) and (reduced or dropout_p > 0) and k.shape[1] <= _WRITTEN_KEYS
+    if written and torch.is_grad_enabled():
         return attend(*(x.to(autocast_dtype(x)) for x in (q, k, v)), rotation, heads, causal, dropout_p)
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # [B, H, T, D]
     if rotation is not None:

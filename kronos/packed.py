@@ -64,7 +64,7 @@ class PackedBlock:
         parts = self.projections(self.norm1(x)).view(-1, turn[0].shape[0], 3, self.heads, x.shape[1] // self.heads)
         both = parts[:, :, :2]
         swapped = both.roll(both.shape[-1] // 2, -1)
-        both.mul_(turn[0]).addcmul_(swapped, turn[1])  # as `ops.rotate`, in place
+        both.mul_(turn[0]).addcmul_(swapped, turn[1])  # as `rotation.rotate`, in place
         return parts.flatten(0, 1)
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from kronos.dropping import keep_mask, kept_scale, masked
+from kronos.rotation import Rotation, turned
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, rotation: tuple[Tensor, Tensor] | None, heads: int, causal: bool, dropout_p: float) -> Tensor:
-    """Softmax attention of [B, Tq, H * D] over [B, Tk, H * D]; returns [B, Tq, H * D]. rotation: as `kronos.ops.rotate` takes it."""
+def attend(q: Tensor, k: Tensor, v: Tensor, rotation: Rotation | None, heads: int, causal: bool, dropout_p: float) -> Tensor:
+    """Softmax attention of [B, Tq, H * D] over [B, Tk, H * D]; returns [B, Tq, H * D]. rotation: as `kronos.rotation.rotate` takes it."""
     cos, sin = rotation or (None, None)
     return _attend(q, k, v, cos, sin, heads, causal, dropout_p)[0]
 
@@ -27,7 +28,7 @@ def _attend(
     if cos is None:
         q *= scale
     else:
-        q, k = _turned(q, cos * scale, sin * scale, 1), _turned(k, cos, sin, 1)
+        q, k = turned(q, cos * scale, sin * scale, 1), turned(k, cos, sin, 1)
     scores = torch.bmm(q, k.mT)
     if causal:
         scores += torch.full(scores.shape[1:], float("-inf"), dtype=scores.dtype).triu_(1)
@@ -63,7 +64,7 @@ def _attend_backward(
     if cos is None:
         of_q *= scale
     else:
-        of_q, of_k = _turned(of_q, cos * scale, sin * scale, -1), _turned(of_k, cos, sin, -1)
+        of_q, of_k = turned(of_q, cos * scale, sin * scale, -1), turned(of_k, cos, sin, -1)
     return _together(of_q, batch), _together(of_k, batch), _together(of_v, batch)
 
 
@@ -102,10 +103,3 @@ def _by_head(x: Tensor, heads: int) -> Tensor:
 def _together(x: Tensor, batch: int) -> Tensor:
     """[B * H, T, D] -> [B, T, H * D]."""
     return x.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2)
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
-    """As `kronos.ops.rotate` of a contiguous [N, T, D], in place."""
-    other = x.roll(x.shape[-1] // 2, -1)
-    x.flatten(1).mul_(cos.flatten()).addcmul_(other.flatten(1), sin.flatten(), value=sign)
-    return x
