@@ -19,7 +19,7 @@ def printable(text: str) -> str:
 
 
 class MissingFileError(InputError, FileNotFoundError):
-    """A file or folder the user named is not there."""
+    """A file or folder the user named is not there, or cannot be looked into."""
 
     def __str__(self) -> str:  # OSError would print "[Errno ...]" or a tuple
         return printable(str(self.args[0])) if self.args else ""

@@ -281,7 +281,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(type(tmp_path), "iterdir", refused)
-    with pytest.raises(InputError, match=r"the folder cannot be read \(Permission denied\); make it readable"):
+    with pytest.raises(MissingFileError, match=r"the folder cannot be read \(Permission denied\); make it readable"):
         find_sources(str(tmp_path))
 
 

@@ -216,7 +216,8 @@ def _can_lock(folder: Path) -> bool:
 def test_a_second_trainer_on_one_folder_is_refused_naming_the_first(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["multi_model_trainer.py", "--models", "all of them"])
     with locked([tmp_path / "model"]):
-        told = rf"model is being trained in by another run \(pid {os.getpid()} on .*multi_model_trainer.py --models 'all of them'"
+        first = "multi_model_trainer.py --models 'all of them'"
+        told = rf"model is being trained in by another run \(pid {os.getpid()} on .*, since 20.*{first}"
         with pytest.raises(InputError, match=told), locked([tmp_path / "earlier", tmp_path / "model"]):
             pass
         assert _can_lock(tmp_path / "earlier"), "what the refused one had taken is free again"

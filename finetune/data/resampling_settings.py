@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.source_facts import named_sources, what_changed
-from finetune.engine.errors import MissingFileError
 from finetune.engine.files import jsonable, read_json
 
 MANIFEST = "manifest.json"
@@ -40,6 +39,6 @@ def changed_source(config: Any) -> str:
     manifest = read_json(Path(config.timeframe.panel, MANIFEST)) or {}
     try:
         told = what_changed(named_sources(config.timeframe.source, SOURCE_KEY), manifest) if manifest else ""
-    except (MissingFileError, OSError):  # bars that were made may outlive their source
+    except OSError:  # bars that were made may outlive their source
         return ""
     return f"files of timeframe.source are {told}" if told else ""

@@ -50,7 +50,8 @@ def _files(entry: str) -> list[Path]:
         try:
             entries = list(path.iterdir())
         except OSError as error:
-            raise InputError(f"{path}: the folder cannot be read ({error.strerror}); make it readable or name another data_path") from error
+            told = f"{path}: the folder cannot be read ({error.strerror}); make it readable or name another data_path"
+            raise MissingFileError(told) from error
         files = sorted(file for file in entries if file.name.lower().endswith(SUFFIXES) and not file.name.startswith("."))
         if not files:
             raise InputError(f"{path}: the folder holds no {', '.join(SUFFIXES)} file; give the folder that holds the bars")
