@@ -117,7 +117,7 @@ def test_a_job_past_its_time_limit_is_asked_to_save_and_fails_while_others_go_on
     slow = job(tmp_path, "a", code=SAVES + "time.sleep(60)")
     began = time.monotonic()
     code, state, shown = run(tmp_path, [slow, job(tmp_path, "b")], time_limit_s=1.0)
-    assert time.monotonic() - began < 10 and code == 1
+    assert time.monotonic() - began < 30 and code == 1
     assert [text for _, kind, text in shown.seen if kind == "said"] == [
         "a-tokenizer is at its time limit of 1 s: waiting until it saved, 300 s at most"
     ]
@@ -151,7 +151,7 @@ def test_a_worker_that_does_not_stop_is_killed_with_all_it_started_after_the_gra
     assert run(tmp_path, [stubborn], grace_s=0.5)[0] == 75
     waited.join()
     pid = int((tmp_path / "run" / "a-tokenizer.log").read_text().split("child ")[1].split()[0])
-    assert time.monotonic() - began < 10 and _gone(pid)
+    assert time.monotonic() - began < 30 and _gone(pid)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")

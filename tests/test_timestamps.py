@@ -169,6 +169,6 @@ def test_any_text_is_read_or_reported_and_nothing_else_happens(cells, zone):
 
 def test_a_hundred_thousand_rows_take_a_fraction_of_a_second():
     text = pd.Series(pd.date_range("2000-01-01", periods=100_000, freq="5min").strftime("%Y/%m/%d %H:%M:%S"))
-    begin = time.perf_counter()
+    begin = time.process_time()
     parse_times(text, timezone="Asia/Shanghai")
-    assert time.perf_counter() - begin < 1  # 0.05 s when alone; row by row would take several seconds
+    assert time.process_time() - begin < 1  # 0.05 s when alone; row by row would take several seconds

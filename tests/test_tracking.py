@@ -322,8 +322,8 @@ def test_ending_comet_is_bounded_in_time(monkeypatch):
     monkeypatch.setattr(comet, "END_LIMIT_S", 0.2)
     said: list[str] = []
     begin = time.monotonic()
-    comet.CometLog(Experiment(end=lambda: time.sleep(5)), said.append).end()
-    assert time.monotonic() - begin < 2
+    comet.CometLog(Experiment(end=lambda: time.sleep(60)), said.append).end()
+    assert time.monotonic() - begin < 30
     assert "given up" in said[0]
 
 
