@@ -46,7 +46,7 @@ def without(*rows: int) -> list[int]:
 
 BAD = [
     ({(3, "open"): "abc"}, "row 5, column 'open': 'abc' is not a number"),
-    ({(3, "open"): "1,234.5"}, "row 5, column 'open': '1,234.5' is not a number.*with a decimal point and without separators"),
+    ({(3, "open"): "1234,5"}, "row 5, column 'open': '1234,5' is not a number.*with a decimal point and without separators"),
     ({(3, "open"): "true"}, "row 5, column 'open': 'true' is not a number"),
     ({(3, "timestamps"): "yesterday"}, "row 5, column 'timestamps': 'yesterday' is not a time"),
     ({(3, "timestamps"): "2020-01-01 02:00:00"}, "row 5, .*2020-01-01 02:00:00 is there twice, first in row 4, with other values"),

@@ -239,7 +239,6 @@ def test_empty_lines_do_not_shift_the_row_numbers_of_errors(tmp_path):
         (b"hello world\n1\n", "holds one field; separate columns by commas, semicolons or tabs"),
         (b"2020-01-01,1,1,1,1\n2020-01-02,1,1,1,1\n", "has no names; write a header"),
         (b"timestamps,open\0\n", r"is not text \(byte 15 is zero\)"),
-        (b"PK\x03\x04 sheet", "Excel workbook or zip archive, not a CSV"),
         (b"timestamps,open\xff\xfe\xfd\n", "neither UTF-8 nor GBK"),
         (b"PAR1 and then nothing of parquet", "the parquet file is damaged"),
         (gzip.compress(b"timestamps,open,high,low,close\n" * 99)[:-9], "gzip archive is damaged or cut short"),

@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from finetune.data.clocks import join_clock
 from finetune.data.csv_bars import Table
 from finetune.data.panel import KRONOS_NAMES
 from finetune.data.problems import Problems, shown
@@ -19,6 +20,8 @@ OPEN, HIGH, LOW, CLOSE, VOLUME, AMOUNT = range(6)
 _TOLERANCE = 1e-5  # relative: adjusted prices are rounded one by one, so a close may pass its high by the last digit
 _SMALLEST, _LARGEST = 1e-37, 1e38  # a price below is 0 in float32, a value above infinite
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?$|^[+-]?(?i:inf|infinity)$"
+
+_THOUSANDS = r"^[+-]?\d{1,3}(,\d{3})+(\.\d+)?$"
 
 
 @dataclass
@@ -52,19 +55,23 @@ class Finding:
 def bars_of_table(table: Table, name: str, *, timezone: str = "") -> Bars:
     """Read every cell; what cannot be read, and times that are there twice, is noted in `problems`. One series `name` without a symbol."""
     names, problems, n = table.chosen.names, table.problems, len(table.frame)
-    times = read_times(table.frame[names["timestamps"]], timezone=timezone)
+    moments = table.frame[names["timestamps"]]
+    if clock := table.chosen.clock:
+        moments = join_clock(moments, table.frame[clock], problems.source)
+        names = {**names, "timestamps": f"{names['timestamps']} {clock}"}
+    times = read_times(moments, timezone=timezone)
     problems.extend(times.faults, names["timestamps"])
     values, unread = np.zeros((n, 6)), np.zeros((n, 6), bool)
-    given = set()
+    given, notes = set(), list(table.notes)
     for place, key in enumerate(KRONOS_NAMES):
         if key in names:
-            numbers, unread[:, place] = _numbers(table.frame[names[key]], problems)
+            numbers, unread[:, place] = _numbers(table.frame[names[key]], problems, notes, price=place <= CLOSE)
             if key in KRONOS_NAMES[:4] or not np.isnan(numbers).all() or unread[:, place].any():
                 values[:, place] = numbers
                 given.add(key)
     if "amount" not in given:
         values[:, AMOUNT] = usual_amount(values)
-    notes = [*table.notes, *_absent(given, problems.source)]
+    notes += _absent(given, table)
     codes, series = _series(table, name)
     bars = Bars(codes, series, times, values, unread, frozenset(given), names, problems, notes)
     _note_duplicates(bars, bool(table.chosen.symbol))
@@ -78,19 +85,30 @@ def usual_amount(values: np.ndarray) -> np.ndarray:
         return volumes * ((opens + highs + lows + closes) / 4)
 
 
-def _absent(given: set[str], source: str) -> list[str]:
+def _absent(given: set[str], table: Table) -> list[str]:
+    """What is said of a volume or an amount that is not there, with columns that might be it under another name."""
     told = {"volume": "no volume: set to 0", "amount": "no amount: set to volume x mean of the four prices"}
-    absent = [text for key, text in told.items() if key not in given]
-    return [f"{source}: {'; '.join(absent)}"] if absent else []
+    like = {"volume": ("vol", "成交量"), "amount": ("amount", "成交额")}
+    absent = []
+    for key, text in told.items():
+        if key not in given:
+            others = table.chosen.others if key not in table.chosen.names else ()
+            near = [name for name in others if any(word in name.lower() for word in like[key])]
+            absent.append(f"{text} (is it {' or '.join(map(shown, near))}? then set data.columns.{key})" if near else text)
+    return [f"{table.problems.source}: {'; '.join(absent)}"] if absent else []
 
 
-def _numbers(column: pd.Series, problems: Problems) -> tuple[np.ndarray, np.ndarray]:
+def _numbers(column: pd.Series, problems: Problems, notes: list[str], *, price: bool) -> tuple[np.ndarray, np.ndarray]:
     """(float64 [n], cells that hold something else [n] bool) of one column."""
     if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype):
         return column.to_numpy(np.float64, na_value=np.nan), np.zeros(len(column), bool)
     text = pa.array([None if value is None else str(value) for value in column], type=pa.string())
     text = pc.utf8_trim_whitespace(text)
     empty = pc.or_(pc.is_null(text), pc.is_in(pc.utf8_lower(text), value_set=pa.array(EMPTY)))
+    if _grouped(commas := text.filter(pc.fill_null(pc.match_substring(text, ","), False)), price):
+        example = commas[0].as_py()
+        notes.append(f"{problems.source}: column {column.name!r}: {shown(example)} is read as {example.replace(',', '')}")
+        text = pc.replace_substring(text, ",", "")
     known = pc.fill_null(pc.match_substring_regex(text, _NUMBER), False)
     wrong = pc.invert(pc.or_(empty, known)).to_numpy(zero_copy_only=False)
     if wrong.any():
@@ -100,6 +118,13 @@ def _numbers(column: pd.Series, problems: Problems) -> tuple[np.ndarray, np.ndar
         problems.add(np.flatnonzero(wrong), f"{shown(value)} is not a number", fix, str(column.name))
     plain = pc.if_else(known, pc.replace_substring_regex(text, r"^\+", ""), None)
     return np.asarray(pc.cast(plain, pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64), wrong
+
+
+def _grouped(cells: pa.Array, price: bool) -> bool:
+    """Whether the commas of a column separate thousands in all its `cells` that have one. A price 10,123 alone may be ten and a bit."""
+    if not len(cells) or not pc.all(pc.match_substring_regex(cells, _THOUSANDS)).as_py():
+        return False
+    return not price or pc.any(pc.match_substring_regex(cells, r",.*[,.]")).as_py()
 
 
 def _series(table: Table, name: str) -> tuple[np.ndarray, list[str]]:

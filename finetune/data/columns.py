@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from finetune.data.problems import shown
 from kronos.errors import InputError
 
-# In order of preference; compared in lower case, with spaces and dashes as underscores. Documented in the README's table of keys.
+# In order of preference; compared in lower case, with spaces and dashes as underscores, without <> around and, where that finds none,
+# without a unit in brackets behind: 成交量(手). Documented in the README's table of columns.
 ALIASES: dict[str, tuple[str, ...]] = {
     "timestamps": (
         *("timestamps", "timestamp", "datetime", "date_time", "date", "time", "trade_time", "trade_date", "trading_date", "open_time"),
@@ -22,21 +24,28 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "volume": ("volume", "vol", "v", "成交量"),
     "amount": ("amount", "amt", "money", "turnover", "quote_volume", "quote_asset_volume", "成交额", "成交金额"),
 }
+_DATES, _CLOCKS = ("date", "trade_date", "trading_date", "日期", "交易日期"), ("time", "trade_time", "bar_time", "时间", "交易时间")
 SYMBOL_ALIASES = ("symbol", "ticker", "code", "ts_code", "instrument", "代码", "股票代码", "证券代码")
+_UNIT = re.compile(r"_*[(（\[][^()（）\[\]]*[)）\]]$")
 _NAMED = 40  # columns that a message lists
 REQUIRED = ("timestamps", "open", "high", "low", "close")
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """names: canonical name → the file's own name (volume and amount only if there). symbol: name of the symbol column, or ""."""
+    """names: canonical name → the file's own name (volume and amount only if there). symbol: name of the symbol column, or "".
+
+    clock: column with the time of day, where names["timestamps"] holds a date; or "". others: columns that are not used.
+    """
 
     names: dict[str, str]
     symbol: str
+    clock: str = ""
+    others: tuple[str, ...] = ()
 
     @property
     def all(self) -> list[str]:
-        return [*self.names.values(), *([self.symbol] if self.symbol else [])]
+        return [*self.names.values(), *(name for name in (self.symbol, self.clock) if name)]
 
 
 def check_mapping(mapping: Mapping[str, str]) -> None:
@@ -68,14 +77,32 @@ def choose_columns(found: Sequence[str], source: str, *, mapping: Mapping[str, s
         raise InputError(f"{here}, but none for {', '.join(lacking)}; rename them or map them with data.columns, e.g. {lacking[0]}: NAME")
     if len(set(names.values())) < len(names):
         raise InputError(f"{here}, and one of them is used twice: {names}; correct data.columns")
+    clock = "" if "timestamps" in mapping else _part_of_time(names, plain)
+    free = {name: text for name, text in plain.items() if name not in (*names.values(), clock)}
     if symbol_column:
-        return Chosen(names, _named(symbol_column, found, plain, here, "data.symbol_column"))
-    free = {name: text for name, text in plain.items() if name not in names.values()}
-    return Chosen(names, next((name for alias in SYMBOL_ALIASES for name in free if free[name] == alias), ""))
+        symbol = _named(symbol_column, found, plain, here, "data.symbol_column")
+    else:
+        symbol = next((name for alias in SYMBOL_ALIASES for name in free if free[name] == alias), "")
+    return Chosen(names, symbol, clock, tuple(name for name in free if name != symbol))
+
+
+def _part_of_time(names: dict[str, str], plain: Mapping[str, str]) -> str:
+    """Where a date and a time of day stand in two columns: names["timestamps"] becomes the date's, and the other's name is returned."""
+    if plain[names["timestamps"]] not in (*_DATES, *_CLOCKS):
+        return ""
+    date, clock = (next((name for alias in known for name in plain if plain[name] == alias), "") for known in (_DATES, _CLOCKS))
+    if not date or not clock:
+        return ""
+    names["timestamps"] = date
+    return clock
 
 
 def _plain(name: str) -> str:
-    return name.strip().lower().replace(" ", "_").replace("-", "_")
+    return name.strip().strip("<>").lower().replace(" ", "_").replace("-", "_")
+
+
+def _without_unit(text: str) -> str:
+    return _UNIT.sub("", text)
 
 
 def _named(name: str, found: Sequence[str], plain: Mapping[str, str], here: str, key: str) -> str:
@@ -91,11 +118,11 @@ def _named(name: str, found: Sequence[str], plain: Mapping[str, str], here: str,
 def _by_alias(key: str, aliases: Sequence[str], plain: Mapping[str, str], here: str) -> str:
     matches = [name for alias in aliases for name in plain if plain[name] == alias]
     if not matches:
+        plain = {name: _without_unit(text) for name, text in plain.items()}
+        matches = [name for alias in aliases for name in plain if plain[name] == alias]
+    if not matches:
         return ""
-    first = plain[matches[0]]
-    twins = [name for name in matches if plain[name] == first]
-    if first in ("date", "日期") and any(plain[name] in ("time", "时间") for name in matches):
-        twins = [name for name in matches if plain[name] in ("date", "time", "日期", "时间")]
+    twins = [name for name in matches if plain[name] == plain[matches[0]]]
     if len(twins) > 1:
         raise InputError(f"{here}; {' and '.join(map(repr, twins))} could both be {key}; join or rename them, or set data.columns.{key}")
     return matches[0]

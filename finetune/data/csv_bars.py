@@ -29,6 +29,8 @@ _SEPARATORS = (",", ";", "\t", "|")
 _NULLS = sorted({spelling for word in EMPTY for spelling in (word, word.upper(), word.capitalize())} | {"NaN", "NaT"})
 _EMPTY_LINES = re.compile(r"(?:[^\S\r\n]*+(?:\r\n|\n|\r))*+")  # possessive: what is remembered of millions of lines fills memories
 _LINE_END = re.compile(r"\r\n|\n|\r")
+_FOOTER = re.compile(r"#|[^\d#][^:：]*[:：]")  # 数据来源:通达信, but no line of bars that was cut short
+_PACKED = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"7z\xbc\xaf": "7z", b"Rar!": "rar"}
 _BLOCK_BYTES = 1 << 26  # a row longer than this is not a row of bars
 _EXPANSION, _SMALL_BYTES = 40, 1 << 26  # bars pack three to ten times smaller, and their times differ even where nothing moves
 _NUMBERS = ("open", "high", "low", "close", "volume", "amount")
@@ -56,10 +58,13 @@ def read_table(file: Path, *, mapping: Mapping[str, str] | None = None, symbol_c
     if data[:4] == b"PAR1":
         return _read_parquet(file, data, mapping, symbol_column)
     text, notes = _decode(data, file)
-    header = _header(text, file)
+    header = _header(text, file, notes)
     chosen = choose_columns(header.names, str(file), mapping=mapping, symbol_column=symbol_column)
-    table, problems = _read_rows(text, file, header, chosen)
+    table, problems = _read_rows(text, file, header, chosen, notes)
     filled = np.flatnonzero(~_blank(table))
+    if len(filled) and (last := _footer(table, int(filled[-1]))):
+        notes.append(_left_out(file, int(problems.lines[filled[-1]]), last))
+        filled = filled[:-1]
     if not len(filled) and not problems.told:
         raise InputError(f"{file}: holds a header but no bars; give a file with at least one row")
     inner = int(filled[-1]) + 1 - len(filled) if len(filled) else 0  # empty lines at the end are no news
@@ -105,7 +110,15 @@ def _unpacked(data: bytes, file: Path) -> bytes:
 def _decode(data: bytes, file: Path) -> tuple[str, list[str]]:
     """Text of the file, and a note unless it is UTF-8."""
     if data[:4] == b"PK\x03\x04":
-        raise InputError(f"{file}: is an Excel workbook or zip archive, not a CSV; save it as CSV (UTF-8)")
+        if b"xl/" in data or b"[Content_Types]" in data:
+            raise InputError(f"{file}: is an Excel workbook, not a CSV; save it as CSV (UTF-8)")
+        raise InputError(f"{file}: is a zip archive; unpack it (unzip), and give the CSV in it")
+    if packed := next((name for start, name in _PACKED.items() if data.startswith(start)), ""):
+        raise InputError(f"{file}: is a {packed} archive; unpack it, and give the CSV in it (.csv.gz is read as it is)")
+    if data.lstrip(b"\xef\xbb\xbf \r\n\t")[:2].lower() in (b"[{", b"[[", b'{"', b"<!", b"<h"):
+        raise InputError(
+            f"{file}: is JSON or a web page ({shown(data[:40].decode('utf-8', 'replace'))}), not a CSV; fetch or save it as CSV"
+        )
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         encodings = ("utf-16",)
     elif b"\0" in data:
@@ -129,11 +142,16 @@ class _Header:
     separator: str
 
 
-def _header(text: str, file: Path) -> _Header:
-    """The first line that is not empty. A column without a name is called unnamed_1, unnamed_2, ... by its place."""
-    start = _EMPTY_LINES.match(text).end()
-    end = _LINE_END.search(text, start)
-    line = text[start : end.start() if end else None]
+def _header(text: str, file: Path, notes: list[str]) -> _Header:
+    """The first line that is not empty, or, below a title of one field, the second; the title is noted.
+
+    A column without a name is called unnamed_1, unnamed_2, ... by its place.
+    """
+    start, line = _line(text, 0)
+    below, following = _line(text, start + len(line))
+    if not _separated(line) and _separated(following) and not following[:1].isdigit():
+        notes.append(f"{file}: the title {shown(line)} above the header is left out")
+        start, line = below, following
     separator = max(_SEPARATORS, key=line.count)
     try:
         names = [name.strip() for name in next(csv.reader([line], delimiter=separator))]
@@ -151,7 +169,28 @@ def _header(text: str, file: Path) -> _Header:
     return _Header(1 + len(_LINE_END.findall(text[:start])), names, separator)
 
 
-def _read_rows(text: str, file: Path, header: _Header, chosen: Chosen) -> tuple[pa.Table, Problems]:
+def _line(text: str, start: int) -> tuple[int, str]:
+    """Where the first line from `start` that is not empty begins, and the line."""
+    start = _EMPTY_LINES.match(text, start).end()
+    end = _LINE_END.search(text, start)
+    return start, text[start : end.start() if end else None]
+
+
+def _separated(line: str) -> bool:
+    return sum(map(line.count, _SEPARATORS)) > 1
+
+
+def _footer(table: pa.Table, row: int) -> str:
+    """The text of a row that is no bar: nothing but a remark such as 数据来源:通达信 in one column. Else ""."""
+    cells = [text for column in table.columns if (text := column[row].as_py()) not in (None, "")]
+    return cells[0] if len(cells) == 1 and isinstance(cells[0], str) and _FOOTER.match(cells[0]) else ""
+
+
+def _left_out(file: Path, line: int, text: str) -> str:
+    return f"{file}: the last row, {line}, {shown(text)}, is no bar and is left out"
+
+
+def _read_rows(text: str, file: Path, header: _Header, chosen: Chosen, notes: list[str]) -> tuple[pa.Table, Problems]:
     """(chosen columns, problems so far); numbers are floats, or text throughout if a single cell is not a number."""
     data = f"{text}\n".encode()
     broken: list[Any] = []
@@ -181,6 +220,9 @@ def _read_rows(text: str, file: Path, header: _Header, chosen: Chosen) -> tuple[
     numbers = np.array([row.number for row in broken], np.int64)
     lines = np.arange(table.num_rows + len(broken)) + header.line + 1
     problems = Problems(str(file), np.setdiff1d(lines, numbers, assume_unique=True))
+    if broken and broken[-1].actual_columns == 1 and _FOOTER.match(broken[-1].text) and text.rstrip().endswith(broken[-1].text.strip()):
+        notes.append(_left_out(file, int(numbers[-1]), broken[-1].text.strip()))
+        broken, numbers = broken[:-1], numbers[:-1]
     if broken:
         what = f"has {broken[0].actual_columns} fields where the header names {len(header.names)}: {shown(broken[0].text)}"
         problems.add_lines(numbers, what, "complete the line, or put quotes around a field that holds the separator")

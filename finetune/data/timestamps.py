@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from finetune.data.problems import Fault, Problems, shown
 from kronos.errors import InputError
 
-EMPTY = ("", "nan", "nat", "na", "n/a", "null", "none", "<na>", "#n/a")  # cells that mean "unknown", in lower case
+EMPTY = ("", "nan", "nat", "na", "n/a", "null", "none", "<na>", "#n/a", *("-", "--", "---", "—", "——"))  # "unknown", in lower case
 FIX = "write times as 2019-11-26 09:35:00 (a zone such as +08:00 may follow), as a date, or as epoch s, ms, us or ns"
 _SECOND, _MINUTE, _DAY = 10**9, 60 * 10**9, 86_400 * 10**9
 _FIRST_YEAR, _LAST_YEAR = 1900, 2199
@@ -30,10 +30,11 @@ _TEXT = (
     r"\s*(?P<zone>[Zz]|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?$"
 )
 _COMPACT = r"^(\d{4})(\d{2})(\d{2})[T ](\d{1,2}):?(\d{2})(?::?(\d{2}))?"  # 20191126 093500, 20191126T0935, 20191126 09:35
+_CHINESE = r"^(\d{4})年(\d{1,2})月(\d{1,2})日\s*"
 _DIGITS = r"^(?P<whole>\d{1,18}|[1-8]\d{18})(?:\.(?P<fraction>\d*))?$"
 # Digits are told apart by size, and the ranges do not overlap: an epoch in [1973-03-03, 2200) per unit, or a date of 1900 to 2199.
 _EPOCHS = ((10**8, 1), (10**11, 10**3), (10**14, 10**6), (10**17, 10**9))  # (smallest, ticks per second)
-_DATES = (1, 10**4, 10**6)  # divisors that leave YYYYMMDD: 20191126, 201911260935, 20191126093500
+_DATES = (1, 10**4, 10**6, 10**9)  # divisors that leave YYYYMMDD: 20191126, 201911260935, 20191126093500, 20191126093500000
 
 
 @dataclass(frozen=True)
@@ -185,10 +186,12 @@ def _from_digits(whole: np.ndarray, fraction: np.ndarray) -> _Cells:
     for divisor in _DATES:
         date = whole // divisor
         here = (date >= _FIRST_YEAR * 10**4) & (date < (_LAST_YEAR + 1) * 10**4) & (fraction == 0)
-        clock = whole % divisor * (10**6 // divisor if divisor > 1 else 0)  # HHMMSS
+        clock = whole % divisor * 10**6 // divisor  # HHMMSS
         parts = (date // 10**4, date // 100 % 100, date % 100, clock // 10**4, clock // 100 % 100, clock % 100)
         written, good = _from_parts(*(part[here] for part in parts))
         cells.written[here], cells.good[here], cells.aware[here] = written, good, False
+        if divisor == 10**9:  # the last three digits are milliseconds
+            cells.written[here] += whole[here] % 1000 * 10**6
     return cells
 
 
@@ -205,6 +208,7 @@ def _from_text(array: pa.Array) -> _Cells:
     _fill_calendar(cells, fields.filter(pa.array(known)), np.flatnonzero(known))
     rest = np.flatnonzero(~known & ~cells.missing)
     text = pc.replace_substring_regex(text.take(pa.array(rest)), _COMPACT, r"\1-\2-\3 \4:\5:\6")
+    text = pc.replace_substring_regex(text, _CHINESE, r"\1-\2-\3 ")
     text = pc.replace_substring_regex(text, r":($|[^\d])", r"\1")  # there were no seconds
     fields = pc.extract_regex(text, _TEXT)
     known = fields.is_valid().to_numpy(zero_copy_only=False)
