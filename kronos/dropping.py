@@ -78,6 +78,11 @@ class _DroppedSum(torch.autograd.Function):
         return grad, masked((grad * ctx.scale).to(ctx.dtype), ctx.saved_tensors[0]), None
 
 
+def drops_any(p: float) -> bool:
+    """Whether a probability is more than 0 once rounded to 1/65,536."""
+    return round(p * 65536) > 0
+
+
 def drops_here(x: Tensor, p: float) -> bool:
     """Whether what is dropped of `x` is dropped by these masks: on a CPU, unless nearly everything is."""
     return x.device.type == "cpu" and p < 0.99
@@ -88,13 +93,13 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 
     On a CPU a dropped NaN or infinity becomes 0, too, and so does its gradient; `F.dropout` makes NaN of it.
     """
-    if not training or round(p * 65536) == 0:
+    if not training or not drops_any(p):
         return x
     return _Dropout.apply(x, p) if drops_here(x, p) else F.dropout(x, p)
 
 
 def add_dropped(x: Tensor, y: Tensor, p: float, training: bool) -> Tensor:
     """x + dropout(y), in x's type, which holds y's. A dropped NaN or infinity of y is 0 on a CPU, as in `dropout`."""
-    if not training or round(p * 65536) == 0:
+    if not training or not drops_any(p):
         return x + y
     return _DroppedSum.apply(x, y, p) if drops_here(y, p) and x.dtype.itemsize >= y.dtype.itemsize else x + F.dropout(y, p)

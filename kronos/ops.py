@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kronos.dropping import drops_here
+from kronos.dropping import drops_any, drops_here
 from kronos.rotation import Rotation, rotate
 from kronos.written_attention import attend
 
@@ -88,6 +88,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, rotation: Rotation | None, *, heads: int, causal: bool, dropout_p: float = 0.0) -> Tensor:
     """Softmax attention of [B, Tq, H * D] over [B, Tk, H * D], queries and keys turned by `rotation` if given; returns [B, Tq, H * D]."""
+    dropout_p = dropout_p if drops_any(dropout_p) else 0.0
     reduced = q.dtype in (torch.bfloat16, torch.float16) or _autocasting(q)
     written = drops_here(q, dropout_p) and (reduced or dropout_p > 0) and k.shape[1] <= _WRITTEN_KEYS
     if written and torch.is_grad_enabled():

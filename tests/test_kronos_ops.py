@@ -96,6 +96,12 @@ def test_attention_with_dropout_has_the_gradients_of_its_own_mask():
     assert torch.autograd.gradcheck(seeded, (q, k, v))
 
 
+def test_attention_with_less_dropout_than_a_mask_can_have_drops_nothing():
+    q, k, v = (torch.randn(2, 5, 8, requires_grad=True) for _ in range(3))
+    rare, none = (ops.attention(q, k, v, None, heads=2, causal=True, dropout_p=p) for p in (7e-6, 0.0))
+    torch.testing.assert_close(rare, none)
+
+
 @pytest.mark.parametrize("p", [0.1, 0.2, 0.5, 0.95])
 def test_dropout_drops_the_stated_share_scales_the_rest_and_passes_the_same_mask_back(p):
     torch.manual_seed(0)

@@ -1,13 +1,15 @@
 """Checkpoints and resume: stopped anywhere, going on gives the bits of a run that was never stopped."""
 
 import json
+import os
 
 import pytest
 import tiny
 import torch
 
-from finetune.engine import checkpoint
+from finetune.engine import checkpoint, trainer
 from finetune.engine.errors import Interrupted
+from finetune.engine.optimisation import Stepper
 from finetune.engine.tracking import Run
 from finetune.engine.trainer import fit
 from kronos import load_predictor
@@ -71,6 +73,42 @@ def test_only_the_newest_complete_checkpoint_counts(tmp_path):
     (half / "model.safetensors").write_bytes(b"half")
     assert checkpoint.newest_last(folder) == good
     assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == []
+
+
+def test_what_a_killed_save_left_does_not_hinder_a_process_of_the_same_number(tmp_path):
+    """In a container every start of a command has the same process number."""
+    train(tmp_path, epochs=1)
+    left = tmp_path / "checkpoints" / f".last-00000002.{os.getpid()}.tmp"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    train(tmp_path, epochs=2, resume=True)
+    assert checkpoint.newest_last(tmp_path / "checkpoints").name == "last-00000002" and not left.exists()
+
+
+@pytest.mark.parametrize("before, after, windows", [(1, 16, 34), (16, 5, 49)])
+def test_resumed_with_another_batch_size_the_last_epoch_ends_with_its_last_window(tmp_path, monkeypatch, before, after, windows):
+    with pytest.raises(Interrupted):
+        train(tmp_path, stop=tiny.StopAfter(1), epochs=1, batch_size=before, n_train_iter=windows)
+    ends, whole = [], trainer.step_micros
+    monkeypatch.setattr(trainer, "step_micros", lambda *given: ends.append(given[-1]) or whole(*given))
+    train(tmp_path, resume=True, epochs=1, batch_size=after, n_train_iter=windows)
+    assert ends == [*range(before + after, windows, after), windows]
+
+
+def test_resumed_training_takes_decay_and_precision_from_the_settings_and_moments_from_the_checkpoint(tmp_path, monkeypatch):
+    train(tmp_path, epochs=1, weight_decay=0.1)
+    steppers, step = [], Stepper.step
+    monkeypatch.setattr(Stepper, "step", lambda stepper, *given: steppers.append(stepper) or step(stepper, *given))
+    train(tmp_path, resume=True, epochs=2, weight_decay=0.5, betas=(0.5, 0.6), amp="fp16")  # the scaler of a run without fp16 is empty
+    optimiser = steppers[-1].optimiser
+    assert [optimiser.param_groups[0][name] for name in ("weight_decay", "betas")] == [0.5, (0.5, 0.6)]
+    assert {int(state["step"]) for state in optimiser.state.values()} == {2 * len(steppers)}
+
+
+def test_moments_of_another_optimiser_are_refused(tmp_path):
+    train(tmp_path, epochs=1)
+    with pytest.raises(InputError, match="optimiser is adamw, this run's sgd"):
+        train(tmp_path, resume=True, optimiser="sgd")
 
 
 def test_an_old_checkpoint_loses_its_marker_before_its_weights(tmp_path, monkeypatch):

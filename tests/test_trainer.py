@@ -253,6 +253,7 @@ def test_without_a_compiler_compile_is_refused_in_one_message(monkeypatch, tmp_p
 def test_max_steps_ends_the_run_there_and_validates():
     result = fit(Recorder(), tiny.windows(), tiny.settings(epochs=50), max_steps=4)
     assert result.steps == 4 and len(result.history) == 1
+    assert fit(Recorder(), tiny.windows(), tiny.settings(), max_steps=0).steps == 0
 
 
 def test_windows_per_epoch_limits_training_and_validation():

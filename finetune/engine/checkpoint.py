@@ -35,6 +35,7 @@ def save_last(folder: Path, step: int, module: nn.Module, state: dict[str, Any])
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     with explained(target):
         try:
+            shutil.rmtree(temporary, ignore_errors=True)  # of a killed run: in a container every start has the same process number
             temporary.mkdir(parents=True)
             save_file({k: v.detach().contiguous().cpu() for k, v in module.state_dict().items()}, temporary / WEIGHTS)
             torch.save(state, temporary / STATE)

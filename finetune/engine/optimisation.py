@@ -61,6 +61,22 @@ class Stepper:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = settings.tf32
         self.model: nn.Module = self._spread(world) if world.size > 1 else task
 
+    def go_on(self, optimiser: dict[str, Any], scaler: dict[str, Any], skipped: int) -> None:
+        """Take over the moments and the loss scale of a checkpoint; betas, weight decay and precision are those of the settings now.
+
+        Raises InputError where another optimiser made them.
+        """
+        saved, own = optimiser["param_groups"], self.optimiser.state_dict()["param_groups"]
+        kinds = ["adamw" if "betas" in groups[0] else "sgd" for groups in (saved, own)]
+        if kinds[0] != kinds[1]:
+            raise InputError(f"the checkpoint's optimiser is {kinds[0]}, this run's {kinds[1]}: go on with the former one, or start anew")
+        for group, ours in zip(saved, own, strict=True):
+            group.update({name: value for name, value in ours.items() if name != "params"})
+        self.optimiser.load_state_dict(optimiser)
+        if scaler:  # empty if it was saved without fp16
+            self.scaler.load_state_dict(scaler)
+        self.skipped = skipped
+
     def step(self, micros: Sequence[tuple[Micro, dict[str, torch.Tensor]]], step: int, rate: float, stop: bool) -> StepResult:
         """Forward and backward over this rank's micro-batches, then one update at learning rate `rate`.
 

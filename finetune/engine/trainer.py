@@ -120,11 +120,10 @@ class _Loop:
             checkpoint.set_aside(run.checkpoints)
         self.stepper = Stepper(task, settings, world)
         if saved:
-            self.stepper.skipped = self.state.skipped
-            self.stepper.optimiser.load_state_dict(saved["optimiser"])
-            self.stepper.scaler.load_state_dict(saved["scaler"])
-        left = (settings.epochs - self.state.epoch) * self.plan.steps - -(-self.state.window // self.plan.effective_batch)
-        self.total_steps = min(self.state.step + left, max_steps or 1 << 62)
+            self.stepper.go_on(saved["optimiser"], saved["scaler"], self.state.skipped)
+        rest = max(0, self.plan.per_epoch - self.state.window)  # its steps are counted anew: the effective batch may be another now
+        left = (settings.epochs - self.state.epoch - 1) * self.plan.steps - (-rest // self.plan.effective_batch)
+        self.total_steps = min(self.state.step + left, 1 << 62 if max_steps is None else max_steps)
         self.unchecked: deque[tuple[StepResult, int, list[Micro]]] = deque()
         self.group: list[Micro] = []  # of the last step
         self.val_trouble = ""  # what is wrong with the validation loss, if it is not finite
