@@ -2,7 +2,7 @@
 
 query     who are you: partition, version, windows, series           (`hello`)
 query.model   the model's description, where only a client can give it (TFT: columns and categories are the bars')
-train     local work, in clear or as one of the five stages of a secure round
+train     local work, in clear or as one of the six stages of a secure round
 evaluate  metrics of the global model on the client's validation windows
 """
 

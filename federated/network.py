@@ -73,7 +73,7 @@ class Weather:
     def loses(self, kind: str, stage: int = 0, stages: int = 1) -> bool:
         """Whether a message is lost. kind: "train", "evaluate" or else (never lost).
 
-        stage of stages: a secure round trains in five messages, and a client that was lost stays away for the rest of them.
+        stage of stages: a secure round trains in six messages, and a client that was lost stays away for the rest of them.
         """
         if kind == _EVALUATE:
             return self.evaluate_lost

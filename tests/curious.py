@@ -52,7 +52,8 @@ def sight_of(room: Room, colluding: frozenset[int] = frozenset()) -> Sight:
         for peer in set(masked) - {node}:
             if node in privates or peer in privates:
                 mine, other = (node, peer) if node in privates else (peer, node)
-                key = keys.mask_key(binding, privates[mine], room.cohort.public[other]["mask_key"], seen)
+                public = room.cohort.public
+                key = keys.mask_key(binding, privates[mine], public[mine]["mask_key"], public[other]["mask_key"], seen)
                 mask = stream_words(key, size)
                 masks[node].append(mask if sign_between(node, peer) == 1 else np.zeros_like(mask) - mask)
     return Sight(masked, masks)

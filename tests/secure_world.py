@@ -15,11 +15,12 @@ from federated.secure.cohort import Cohort
 from federated.secure.encoding import Sum, decode, encode, word_count
 from federated.secure.errors import Refused
 from federated.secure.settings import SecureSettings
-from federated.secure.terms import AGREE, MASKED_INPUT, SETUP, SHARE_KEYS, STAGES, UNMASK, Terms
+from federated.secure.terms import AGREE, CHECK_SHARES, MASKED_INPUT, SETUP, SHARE_KEYS, STAGES, UNMASK, Terms
 from federated.update import Update
 
 __all__ = [
     "AGREE",
+    "CHECK_SHARES",
     "MASKED_INPUT",
     "SETUP",
     "SHARE_KEYS",

@@ -30,12 +30,13 @@ def test_a_mask_longer_than_a_chunk_goes_on_and_comes_off_without_a_trace():
 
 
 def test_both_sides_derive_one_mask_key_and_another_one_in_every_run_and_round_and_for_whatever_else_they_saw():
-    one, two, three = (keys.new_private() for _ in range(3))
-    derived = keys.mask_key(keys.Binding(7, 1), one, keys.public_of(two), b"seen")
-    assert derived == keys.mask_key(keys.Binding(7, 1), two, keys.public_of(one), b"seen")
-    others = [keys.mask_key(b, one, keys.public_of(two), b"seen") for b in (keys.Binding(7, 2), keys.Binding(8, 1), keys.Binding(71, 1))]
-    others += [keys.mask_key(keys.Binding(7, 1), one, keys.public_of(two), b"other")]
-    assert len({derived, *others, keys.mask_key(keys.Binding(7, 1), one, keys.public_of(three), b"seen")}) == 6
+    one, two, three = (shamir.new_secret() for _ in range(3))
+    first, second, third = map(keys.mask_public_of, (one, two, three))
+    derived = keys.mask_key(keys.Binding(7, 1), one, first, second, b"seen")
+    assert derived == keys.mask_key(keys.Binding(7, 1), two, second, first, b"seen")
+    others = [keys.mask_key(b, one, first, second, b"seen") for b in (keys.Binding(7, 2), keys.Binding(8, 1), keys.Binding(71, 1))]
+    others += [keys.mask_key(keys.Binding(7, 1), one, first, second, b"other")]
+    assert len({derived, *others, keys.mask_key(keys.Binding(7, 1), one, first, third, b"seen")}) == 6
 
 
 def test_sealed_shares_open_for_their_receiver_in_their_round_only_if_it_was_shown_the_same():
@@ -58,11 +59,14 @@ def test_sealed_shares_open_for_their_receiver_in_their_round_only_if_it_was_sho
 def test_a_public_key_that_makes_every_secret_zero_is_refused():
     with pytest.raises(Refused, match="is not one"):
         keys.agree(keys.new_private(), bytes(32))
+    for none in (bytes(33), b"\x02" + b"\xff" * 32, bytes(32)):
+        with pytest.raises(Refused, match="public key"):
+            keys.mask_key(keys.Binding(1, 1), shamir.new_secret(), b"", none, b"")
 
 
 def test_any_threshold_of_shares_opens_a_secret_and_one_fewer_says_nothing():
-    secret = keys.new_private()
-    shares = shamir.split(secret, 3, 5)
+    secret = shamir.new_secret()
+    shares = shamir.shares_of(shamir.polynomial(secret, 3), 5)
     assert shamir.combine(shares[2:], 3) == shamir.combine([shares[4], shares[0], shares[2]], 3) == secret
     with pytest.raises(ValueError, match="2 different shares"):
         shamir.combine([shares[0], shares[1], shares[1]], 3)
@@ -72,7 +76,7 @@ def test_any_threshold_of_shares_opens_a_secret_and_one_fewer_says_nothing():
     y1, y2 = (int.from_bytes(share[shamir.NUMBER_BYTES :], "big") for share in shares[:2])
     other = int.from_bytes(bytes(range(32)), "big")
     l1, l2, l3 = (_lagrange(i, (x1, x2, 3)) for i in range(3))
-    y3 = (other - y1 * l1 - y2 * l2) * pow(l3, -1, shamir.PRIME) % shamir.PRIME
+    y3 = (other - y1 * l1 - y2 * l2) * pow(l3, -1, shamir.ORDER) % shamir.ORDER
     third = (3).to_bytes(shamir.NUMBER_BYTES, "big") + y3.to_bytes(shamir.VALUE_BYTES, "big")
     assert shamir.combine([*shares[:2], third], 3) == bytes(range(32))
 
@@ -81,15 +85,26 @@ def _lagrange(i, points):
     value = 1
     for j, x in enumerate(points):
         if j != i:
-            value = value * x * pow(x - points[i], -1, shamir.PRIME) % shamir.PRIME
+            value = value * x * pow(x - points[i], -1, shamir.ORDER) % shamir.ORDER
     return value
 
 
-def test_the_field_is_the_smallest_prime_above_256_bits():
-    def looks_prime(n):  # Fermat, some bases: enough to catch a wrong constant
-        return all(pow(base, n - 1, n) == 1 for base in (2, 3, 5, 7))
+def test_the_field_has_the_order_of_the_curve_whose_keys_are_shared():
+    assert all(pow(base, shamir.ORDER - 1, shamir.ORDER) == 1 for base in (2, 3, 5, 7))  # Fermat: enough to catch a wrong constant
+    one, last = (keys.mask_public_of(shamir.packed(number)) for number in (1, shamir.ORDER - 1))
+    assert one[1:] == last[1:] and one[0] != last[0]  # (ORDER - 1)·G is -G
 
-    assert looks_prime(shamir.PRIME) and not any(looks_prime((1 << 256) + k) for k in range(1, 297))
+
+def test_a_sum_of_points_is_known_by_its_first_coordinate_and_nothing_else_passes_for_it():
+    a, b, c = (int.from_bytes(shamir.new_secret(), "big") for _ in range(3))
+    point, public = (keys.mask_public_of(shamir.packed(number)) for number in (a, b))
+    for factor in (a + c * b, a - c * b, c * b - a):
+        assert keys.is_sum(shamir.packed(factor % shamir.ORDER), point, shamir.packed(c), public)
+    for factor in (a + c * b + 1, c, a):
+        assert not keys.is_sum(shamir.packed(factor % shamir.ORDER), point, shamir.packed(c), public)
+    assert not keys.is_sum(bytes(32), point, shamir.packed(c), public) and not keys.is_sum(
+        shamir.packed(a), bytes(33), shamir.packed(c), public
+    )
 
 
 # Numbers

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import secure_aggregation
-from federated.secure import keys
+from federated.secure import keys, shamir
 from federated.secure.errors import KINDS, Refused, SecureAggregationHalted
 from federated.secure.member import Member, respond
 from federated.secure.server import SecureRound, content_bytes
@@ -16,6 +16,7 @@ from federated.update import Update
 from kronos.errors import InputError
 from tests.secure_world import (
     AGREE,
+    CHECK_SHARES,
     MASKED_INPUT,
     SETUP,
     SHARE_KEYS,
@@ -101,7 +102,7 @@ def test_a_client_unmasks_nothing_until_a_threshold_has_confirmed_and_false_conf
 
 def test_a_client_never_answers_below_the_threshold():
     room, told = opened(MASKED_INPUT)
-    refuses(room, {**told, "nodes": told["nodes"][:2], "sealed": told["sealed"][:2]}, "fewer than the threshold of 4")
+    refuses(room, {**told, "nodes": told["nodes"][:2]}, "fewer than the threshold of 4")
     room, told = opened(SHARE_KEYS)
     refuses(room, {**told, **{name: told[name][:3] for name in ("nodes", "cipher_keys", "mask_keys")}}, "4 of 3 share holders")
 
@@ -114,12 +115,12 @@ def test_a_client_answers_one_unmasking_and_no_second_one():
         assert room.respond(1, again) == {"refused": "protocol"}
 
 
-@pytest.mark.parametrize("stage", [SHARE_KEYS, MASKED_INPUT, AGREE])
+@pytest.mark.parametrize("stage", [SHARE_KEYS, CHECK_SHARES, MASKED_INPUT, AGREE])
 def test_a_client_does_no_stage_twice_nor_out_of_order(stage):
     room, told = opened(stage)
     room.respond(1, told)
     refuses(room, told, "due is")
-    for ahead in {MASKED_INPUT, AGREE, UNMASK} - {stage}:
+    for ahead in {CHECK_SHARES, MASKED_INPUT, AGREE, UNMASK} - {stage}:
         room, told = opened(SHARE_KEYS)
         refuses(room, {**told, "stage": ahead}, "due is 'share_keys'")
 
@@ -131,8 +132,8 @@ def test_a_client_refuses_a_stage_of_another_round_or_run():
 
 
 def test_a_client_refuses_a_list_of_keys_with_a_stranger_under_its_name_or_one_key_twice():
-    stranger = keys.public_of(keys.new_private())
-    for name in ("cipher_keys", "mask_keys"):
+    strangers = keys.public_of(keys.new_private()), keys.mask_public_of(shamir.new_secret())
+    for name, stranger in zip(("cipher_keys", "mask_keys"), strangers, strict=True):
         room, told = opened(SHARE_KEYS)
         refuses(room, {**told, name: [stranger, *told[name][1:]]}, "others under its id")
         room, told = opened(SHARE_KEYS)
@@ -160,6 +161,7 @@ def test_a_client_refuses_a_threshold_that_lets_two_groups_open_one_secret():
         {"max_weight": -1},
         {"max_clipped": 1.0},
         {"clip": "x"},
+        {"threshold": 2.5},
     ],
 )
 def test_a_client_refuses_terms_nobody_may_agree_to(terms):
@@ -168,10 +170,17 @@ def test_a_client_refuses_terms_nobody_may_agree_to(terms):
     assert room.respond(1, {"stage": SETUP, **room.terms.told(), **terms}) == {"refused": "protocol"}
 
 
-def test_a_client_refuses_shares_that_another_client_sealed():
-    room, told = opened(MASKED_INPUT)
+def test_a_client_takes_no_shares_that_another_client_sealed_and_shares_no_masks_with_its_pretended_sender():
+    room, told = opened(CHECK_SHARES)
     swapped = [told["sealed"][1], told["sealed"][0], *told["sealed"][2:]]
-    refuses(room, {**told, "sealed": swapped}, "do not open")
+    assert room.respond(1, {**told, "sealed": swapped}) == {"bad": [2, 3]}
+    refuses(room, {**told, "stage": MASKED_INPUT}, "sound shares came from")
+
+
+@pytest.mark.parametrize("change", [{"numbers": [1]}, {"numbers": "x"}, {"seed_proofs": []}, {"nodes": [2, 3, 4, 99]}])
+def test_a_client_refuses_a_request_to_check_shares_that_cannot_be(change):
+    room, told = opened(CHECK_SHARES)
+    refuses(room, {**told, **change}, "one value for each of|one for each of|were not listed")
 
 
 def test_what_a_client_keeps_reads_back_the_same_and_is_gone_when_the_round_is():
@@ -297,5 +306,5 @@ def test_every_kind_of_refusal_is_explained():
 
 def test_the_benchmark_measures_bytes_errors_and_seconds(capsys):
     report = secure_aggregation.main(["--clients", "3", "5", "--parameters", "16000", "--rounds", "1"])
-    assert len(report.rows) == 14 and all(row.passed for row in report.rows)
+    assert len(report.rows) == 16 and all(row.passed for row in report.rows)
     assert "5 clients, 16,000 values: a round: secure median" in capsys.readouterr().out

@@ -2,15 +2,16 @@
 
 The protocol is that of Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning" (CCS 2017), with the sparse
 graph of neighbours of Bell et al., "Secure Single-Server Aggregation with (Poly)Logarithmic Overhead" (CCS 2020, SecAgg+), as an option.
-Five stages, in each of which clients may be lost:
-    setup         each client sends two fresh public keys, one for masks and one for what it seals and confirms (X25519, RFC 7748)
-    share_keys    each sends its neighbours sealed Shamir shares of its self-mask's seed and of its masks' private key
+Six stages, in each of which clients may be lost:
+    setup         each client sends two fresh public keys, one for masks (P-256) and one for what it seals and confirms (X25519)
+    share_keys    each sends its neighbours sealed Shamir shares of its self-mask's seed and of its masks' private key, and proofs of both
+    check_shares  each opens its neighbours' shares, holds them against the proofs and tells whose are false; it parts from these
     masked_input  each trains, then sends words + self-mask + masks shared with the neighbours that got this far, modulo 2^32
     agree         each confirms to its neighbours, under keys that the server does not have, which model and which survivors it was told of
     unmask        each that sees a threshold of clients told the same gives, for every neighbour, either the share of the seed (it
                   survived) or of the private key (it did not)
-The masks of survivors cancel in the sum; those of lost clients are recomputed from the shares; a client's vector stays under its self-mask,
-even when it arrives after the client was given up.
+The masks of survivors cancel in the sum; those of lost clients are recomputed from the shares, each held against its proof again; a client's
+vector stays under its self-mask, even when it arrives after the client was given up.
 
 What it protects, from whom: a server that follows the protocol and remembers everything (honest but curious), and colluding clients fewer
 than the threshold, learn the sum over the survivors and nothing more of the others. Every client also refuses what a server that departs
@@ -31,10 +32,16 @@ What it does not protect:
   - The sum itself: with a target's update alone in it, or with all the others colluding, the sum is the update; so are two sums over sets
     that differ by one client. Differential privacy is for that (federated/privacy.py).
   - The model that the server sends: one made on purpose, the same for all, can make an update tell more than an honest one does.
-  - Wrong words from a client: they are bounded by the clipping range, which the client itself applies. Wrong shares
-    halt the round; the log of whoever could not open one names its sender.
+  - Wrong words from a client: an honest one keeps to the clipping range, and nothing makes a liar do so. It can move each value of the mean
+    as far as all clients together may, or send noise, which halts the round where head words no longer add up; who it was stays hidden.
+
+What a client that lies about shares can do (tests/test_secure_shares.py): be lost. False shares that it deals show in check_shares, before
+there is a mask; a key that is not the published one shows in its proof; false shares that it hands back in unmask do not count, and the log
+names it. One thing nobody can tell: who lies where one client calls another's shares false. The two part, and no round halts for it as long
+as each has a threshold of holders besides itself; where that cannot be, one of the two is lost, perhaps the honest one (`disputes.py`).
   - In clear: who took part, who was lost and when, the names and shapes of arrays and metrics, the sum of the weights, the run's settings.
 
-`settings.py` what the user sets, `terms.py` what a round's server tells, `keys.py` `masks.py` `shamir.py` the cryptography, `encoding.py`
-numbers to words, `member.py` the client, `cohort.py` the server; these take numpy and bytes only. `client.py` and `server.py` speak Flower.
+`settings.py` what the user sets, `terms.py` what a round's server tells, `keys.py` `masks.py` `shamir.py` `proofs.py` the cryptography,
+`encoding.py` numbers to words, `member.py` the client, `cohort.py` `disputes.py` the server; these take numpy and bytes only. `client.py`
+and `server.py` speak Flower.
 """

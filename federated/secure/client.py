@@ -1,4 +1,4 @@
-"""The client's side in Flower's Message API: one entry for the five stages of a secure round."""
+"""The client's side in Flower's Message API: one entry for the six stages of a secure round."""
 
 from __future__ import annotations
 

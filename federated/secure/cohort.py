@@ -2,7 +2,8 @@
 
 `Cohort.run(ask)` asks the clients stage by stage through whatever carries messages and gives the unmasked sum. A client that does not
 answer, answers nonsense or refuses is lost from then on: from setup the graph of neighbours is drawn among those who are left, after
-share_keys masks are shared only with those whose shares arrived, so that a client lost early costs nothing later.
+check_shares masks are shared only with those whose shares arrived sound, so that a client lost early costs nothing later. Shares that come
+back in unmask are held against their dealer's proof, so that false ones lose their sender and not the round.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import numpy as np
 from federated.update import MALFORMED
 
 from . import keys, shamir
+from .disputes import parted
 from .errors import KINDS, RANGE_KINDS, Refused, SecureAggregationHalted
 from .masks import add_stream
-from .member import WORDS, self_mask_key, sign_between
+from .member import KEY, SEED, WORDS, self_mask_key, share_context, sign_between
+from .proofs import Proof
 from .settings import SecureSettings
-from .terms import AGREE, MASKED_INPUT, SETUP, SHARE_KEYS, STAGES, UNMASK, Terms
+from .terms import AGREE, CHECK_SHARES, MASKED_INPUT, SETUP, SHARE_KEYS, STAGES, UNMASK, Terms
 
 Requests = dict[int, dict[str, Any]]  # by client
 Ask = Callable[[str, Requests], Requests]  # stage, requests -> replies of those who answered
@@ -46,16 +49,21 @@ class Cohort:
         self.lost: dict[str, list[int]] = {stage: [] for stage in STAGES}
         self.refused: dict[int, str] = {}
         self.reasons: set[str] = set()
+        self.heard: set[bytes] = set()  # public keys
         self.survivors: list[int] = []
         self.metrics: list[str] = []
 
     def run(self, ask: Ask) -> np.ndarray:
-        """The five stages. Returns the sum of the survivors' vectors, [words] uint32. Raises SecureAggregationHalted."""
-        self.public = self._stage(ask, SETUP, {node: self.terms.told() for node in self.left}, _check_keys)
+        """The six stages. Returns the sum of the survivors' vectors, [words] uint32. Raises SecureAggregationHalted."""
+        self.public = self._stage(ask, SETUP, {node: self.terms.told() for node in self.left}, self._check_keys)
         self.neighbours = draw_neighbours(self.left, self.settings.neighbours)
+        self.holders = {node: sorted(self.neighbours[node] | {node}) for node in self.left}  # of a client's shares, in the order of these
+        self.proofs: dict[int, dict[str, Proof]] = {}
         sealed = self._stage(ask, SHARE_KEYS, {node: self._listed(node) for node in self.left}, self._check_sealed)
         self.sharing = {node: self.neighbours[node] & set(self.left) for node in self.left}  # who shares masks with whom
-        vectors = self._stage(ask, MASKED_INPUT, {node: self._forwarded(node, sealed) for node in self.left}, self._check_vector)
+        told = self._stage(ask, CHECK_SHARES, {node: self._forwarded(node, sealed) for node in self.left}, self._check_told)
+        self._part(told)
+        vectors = self._stage(ask, MASKED_INPUT, {node: {"nodes": sorted(self.sharing[node])} for node in self.left}, self._check_vector)
         self._same_metrics(vectors)
         self._can_unmask(MASKED_INPUT)
         self.survivors = list(self.left)
@@ -103,20 +111,58 @@ class Cohort:
             why = f"too few of {len(self.asked)} clients are left; lost in {gone} ({'; '.join(sorted(self.reasons))})"
             raise SecureAggregationHalted(stage, self.left, self.quorum, why)
 
-    def _holders(self, node: int, among: Collection[int]) -> set[int]:
-        return (self.neighbours[node] | {node}) & set(among)
+    def _check_keys(self, node: int, reply: dict[str, Any]) -> None:
+        cipher, mask = reply["cipher_key"], reply["mask_key"]
+        try:
+            keys.agree(keys.new_private(), cipher)
+            keys.mask_key(self.binding, shamir.new_secret(), b"", mask, b"")
+        except Refused as error:
+            raise ValueError(error.detail) from error
+        if {cipher, mask} & self.heard:  # clients refuse a list that holds one twice
+            raise ValueError("its public key is another client's")
+        self.heard |= {cipher, mask}
 
     def _listed(self, node: int) -> dict[str, Any]:
-        nodes = sorted(self._holders(node, self.left))
+        nodes = self.holders[node]
         return {"nodes": nodes, **{name: [self.public[peer][key] for peer in nodes] for name, key in _KEYS.items()}}
 
     def _check_sealed(self, node: int, reply: dict[str, Any]) -> None:
         if not _one_for_each(self.neighbours[node], reply["nodes"], reply["sealed"]):
             raise ValueError("it did not share its secrets with each neighbour")
+        public, read = self.public[node]["mask_key"], {}
+        for kind, key in ((SEED, b""), (KEY, public)):
+            read[kind] = Proof.read(reply[f"{kind}_proof"], self.terms.threshold, share_context(self.binding, kind, node, public), key)
+            if len(read[kind].hashes) != len(self.holders[node]):
+                raise ValueError(f"a proof of {len(read[kind].hashes)} shares for {len(self.holders[node])} holders")
+        self.proofs[node] = read
 
     def _forwarded(self, node: int, sealed: Requests) -> dict[str, Any]:
         sources = sorted(self.sharing[node])
-        return {"nodes": sources, "sealed": [sealed[source]["sealed"][sealed[source]["nodes"].index(node)] for source in sources]}
+        return {
+            "nodes": sources,
+            "numbers": [self._number(source, node) for source in sources],
+            "sealed": [sealed[source]["sealed"][sealed[source]["nodes"].index(node)] for source in sources],
+            **{f"{kind}_proofs": [sealed[source][f"{kind}_proof"] for source in sources] for kind in (SEED, KEY)},
+        }
+
+    def _number(self, owner: int, holder: int) -> int:
+        """Of the share of `owner` that `holder` has."""
+        return self.holders[owner].index(holder) + 1
+
+    def _check_told(self, node: int, reply: dict[str, Any]) -> None:
+        bad = reply["bad"]
+        if not isinstance(bad, list) or not all(type(peer) is int for peer in bad) or not set(bad) <= self.sharing[node]:
+            raise ValueError("it did not say whose shares are not sound")
+
+    def _part(self, told: Requests) -> None:
+        """Clients of whom one does not take the other's shares share nothing; who has too few holders so is lost."""
+        disputes = {(node, peer) for node in self.left for peer in told[node]["bad"]}
+        for node, peer in sorted(disputes):
+            log.warning("secure aggregation: client %d finds the shares of client %d false", node, peer)
+        self.sharing, lost = parted({node: self.sharing[node] & set(self.left) for node in self.left}, disputes, self.terms.threshold)
+        for node, others in lost.items():
+            self._lose(CHECK_SHARES, node, f"it and {others} do not take each other's shares")
+        self._need_quorum(CHECK_SHARES)
 
     def _check_vector(self, node: int, reply: dict[str, Any]) -> None:
         words, names = reply[WORDS], reply["metrics"]
@@ -134,8 +180,8 @@ class Cohort:
     def _can_unmask(self, stage: str) -> None:
         """With sparse neighbours a quorum may be left and yet secrets not open, or survivors share no masks with the others."""
         for node in self.sharing:
-            if len(self._holders(node, self.left)) < self.terms.threshold:
-                raise SecureAggregationHalted(stage, self.left, self.quorum, f"too few neighbours of client {node} are left")
+            if len((self.sharing[node] | {node}) & set(self.left)) < self.terms.threshold:
+                raise SecureAggregationHalted(stage, self.left, self.quorum, f"too few hold sound shares of client {node}")
         if stage == MASKED_INPUT and not connected(self.left, self.sharing):
             raise SecureAggregationHalted(stage, self.left, self.quorum, "survivors fell apart into groups, whose sums would show")
 
@@ -148,9 +194,12 @@ class Cohort:
         return {"nodes": sources, "tags": [told[source]["tags"][told[source]["nodes"].index(node)] for source in sources]}
 
     def _check_shares(self, node: int, reply: dict[str, Any]) -> None:
-        right = _one_for_each(self.sharing[node] | {node}, reply["nodes"], reply["shares"])
-        if not right or any(len(share) != shamir.SHARE_BYTES for share in reply["shares"]):
+        if not _one_for_each(self.sharing[node] | {node}, reply["nodes"], reply["shares"]):
             raise ValueError("its shares are not those asked for")
+        for owner, share in zip(reply["nodes"], reply["shares"], strict=True):
+            kind = SEED if owner in self.survivors else KEY
+            if not self.proofs[owner][kind].fits(share, self._number(owner, node)):
+                raise ValueError(f"its share of client {owner}'s {kind} is not the one that it was dealt")
 
     def _unmask(self, total: np.ndarray, replies: Requests) -> None:
         """Take the survivors' self-masks and the lost clients' shared masks out of `total`, in place."""
@@ -160,34 +209,21 @@ class Cohort:
                 shares[owner].append(share)
         seen = self.terms.digest(self.sent)
         for node in self.sharing:
-            secret = self._open(node, shares[node])
+            try:
+                secret = shamir.combine(shares[node], self.terms.threshold)
+            except ValueError as error:
+                why = f"secrets of client {node} do not open: {error} ({'; '.join(sorted(self.reasons))})"
+                raise SecureAggregationHalted(UNMASK, self.left, self.quorum, why) from error
             if node in self.survivors:
                 add_stream(total, self_mask_key(self.binding, secret), -1)
                 continue
-            if keys.public_of(secret) != self.public[node]["mask_key"]:
-                raise SecureAggregationHalted(
-                    UNMASK, self.left, self.quorum, f"the shares of lost client {node} open another key than its own"
-                )
+            own = self.public[node]["mask_key"]
             for peer in self.sharing[node] & set(self.survivors):
-                key = keys.mask_key(self.binding, secret, self.public[peer]["mask_key"], seen)
+                key = keys.mask_key(self.binding, secret, own, self.public[peer]["mask_key"], seen)
                 add_stream(total, key, -sign_between(peer, node))
-
-    def _open(self, node: int, shares: list[bytes]) -> bytes:
-        try:
-            return shamir.combine(shares, self.terms.threshold)
-        except ValueError as error:
-            raise SecureAggregationHalted(UNMASK, self.left, self.quorum, f"secrets of client {node} do not open: {error}") from error
 
 
 _KEYS = {"cipher_keys": "cipher_key", "mask_keys": "mask_key"}
-
-
-def _check_keys(node: int, reply: dict[str, Any]) -> None:
-    try:
-        for name in _KEYS.values():
-            keys.agree(keys.new_private(), reply[name])
-    except Refused as error:
-        raise ValueError(error.detail) from error
 
 
 def _one_for_each(expected: Collection[int], nodes: Any, values: Any) -> bool:

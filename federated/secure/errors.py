@@ -30,6 +30,7 @@ class Refused(Exception):
 
 KINDS = {  # kind: what it means, and the fix, in the words the server's user reads
     "protocol": "the server's request breaks the protocol",
+    "few": "its owner takes part only with more clients (min-secure-clients in its node-config); ask more of them",
     "layout": "the update's arrays are not those that were sent; all clients must train the same model",
     "not-finite": "the update holds NaN or infinite values",
     "range": "the update leaves the clipping range; set a larger one, or a smaller learning rate",

@@ -1,5 +1,6 @@
-"""Keys of one round: X25519 (RFC 7748) between two clients, HKDF-SHA256 (RFC 5869) bound to run and round, ChaCha20-Poly1305 (RFC 8439)
-for what one seals for another, HMAC-SHA256 (RFC 2104) for what one confirms to another."""
+"""Keys of one round, between two clients: X25519 (RFC 7748) for what one seals for another (ChaCha20-Poly1305, RFC 8439) and confirms to
+it (HMAC-SHA256, RFC 2104), ECDH on P-256 (NIST SP 800-56A) for masks, as the shares of a private key are numbers modulo that curve's order;
+all by HKDF-SHA256 (RFC 5869) bound to run and round."""
 
 from __future__ import annotations
 
@@ -7,15 +8,19 @@ import os
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from .errors import Refused
 
-KEY_BYTES = 32
+KEY_BYTES, MASK_KEY_BYTES = 32, 33  # public keys, those of masks as compressed points
+_FIELD = (1 << 256) - (1 << 224) + (1 << 192) + (1 << 96) - 1  # P-256: y² = x³ - 3x + b modulo this
+_B = 0x5AC635D8AA3A93E7B3EBBD55769886BC651D06B0CC53B0F63BCE3C3E27D2604B
 NONCE_BYTES = 12
 LABEL = b"kronos secure aggregation 1 "
 
@@ -51,10 +56,53 @@ def agree(private: bytes, public: bytes) -> bytes:
         raise Refused("protocol", f"the public key {public.hex()} is not one") from error
 
 
-def mask_key(binding: Binding, private: bytes, public: bytes, seen: bytes) -> bytes:
-    """The key of the mask shared with the owner of `public`: the same from either side, where both were shown the same (`seen`)."""
-    pair = sorted((public_of(private), public))
-    return binding.derive(agree(private, public), "pairwise mask", *pair, seen)
+def mask_public_of(private: bytes) -> bytes:
+    """The public key of a private one for masks (`shamir.new_secret`), 33 bytes."""
+    return _mask_private(private).public_key().public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
+
+
+def mask_key(binding: Binding, private: bytes, own: bytes, public: bytes, seen: bytes) -> bytes:
+    """The key of the mask shared with the owner of `public`: the same from either side, where both were shown the same (`seen`).
+
+    own: the public key of `private`. Raises Refused for a public key that is none.
+    """
+    return binding.derive(_x_of(private, public), "pairwise mask", *sorted((own, public)), seen)
+
+
+def is_sum(factor: bytes, point: bytes, other: bytes, public: bytes) -> bool:
+    """Whether factor·G is `point` plus or minus other·`public` on P-256 (points compressed, factors 32 bytes). Public numbers only.
+
+    By x alone: those of the sum and of the difference of two points are the roots of one quadratic equation (Brier and Joye 2002).
+    """
+    try:
+        one, two = _x(_mask_public(point)), int.from_bytes(_x_of(other, public), "big")
+        sought = _x(_mask_private(factor).public_key())
+    except (Refused, ValueError):
+        return False
+    middle = 2 * ((one + two) * (one * two - 3) + 2 * _B)
+    last = (one * two + 3) ** 2 - 4 * _B * (one + two)
+    return ((one - two) ** 2 * sought**2 - middle * sought + last) % _FIELD == 0
+
+
+def _mask_private(private: bytes) -> ec.EllipticCurvePrivateKey:
+    return ec.derive_private_key(int.from_bytes(private, "big"), ec.SECP256R1())
+
+
+def _mask_public(public: bytes) -> ec.EllipticCurvePublicKey:
+    if len(public) != MASK_KEY_BYTES:
+        raise Refused("protocol", f"a public key of {len(public)} bytes; expected {MASK_KEY_BYTES}")
+    try:
+        return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), public)
+    except ValueError as error:
+        raise Refused("protocol", f"the public key {public.hex()} is not one") from error
+
+
+def _x_of(private: bytes, public: bytes) -> bytes:
+    return _mask_private(private).exchange(ec.ECDH(), _mask_public(public))
+
+
+def _x(public: ec.EllipticCurvePublicKey) -> int:
+    return public.public_numbers().x
 
 
 def seal(binding: Binding, private: bytes, public: bytes, source: int, target: int, plain: bytes, seen: bytes) -> bytes:

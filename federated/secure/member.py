@@ -7,28 +7,35 @@ however worded, finds no secrets to answer with.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from . import keys, shamir
+from . import keys, proofs, shamir
 from .errors import Refused
 from .masks import add_stream
-from .terms import AGREE, MASKED_INPUT, SETUP, SHARE_KEYS, STAGES, UNMASK, Terms
+from .settings import MIN_SURVIVORS
+from .terms import AGREE, CHECK_SHARES, MASKED_INPUT, SETUP, SHARE_KEYS, STAGES, UNMASK, Terms
 
 WORDS = "words"  # key of a reply's masked vector
+SEED, KEY = "seed", "key"  # the two secrets that are shared
 SENT = "sent"  # key under which the client itself puts a digest of the model it was sent into the request that it answers
 Produce = Callable[[Terms], tuple[np.ndarray, list[str]]]  # the vector in clear [words] uint32, and the metrics' names
+log = logging.getLogger(__name__)
 
 
-def respond(kept: bytes, node: int, told: Mapping[str, Any], produce: Produce, sparse: bool = False) -> tuple[bytes, dict[str, Any]]:
+def respond(
+    kept: bytes, node: int, told: Mapping[str, Any], produce: Produce, sparse: bool = False, least: int = MIN_SURVIVORS
+) -> tuple[bytes, dict[str, Any]]:
     """Answer one request.
 
     kept: what the last call returned (b"" at first). node: this client's id. told: the request. produce: called once a round, in
     masked_input, after the other clients' shares were checked. sparse: whether this client takes part where masks are shared with a few
-    neighbours only, where nothing shows a client that others were given other lists of keys.
+    neighbours only, where nothing shows a client that others were given other lists of keys. least: clients that share masks with this one,
+    itself included, below which it takes no part.
     Returns what to keep and the reply. Raises Refused; keep nothing then.
     """
     stage = told.get("stage")
@@ -36,7 +43,8 @@ def respond(kept: bytes, node: int, told: Mapping[str, Any], produce: Produce, s
         terms = Terms.heard(told)
         if terms.neighbours and not sparse:
             raise Refused("protocol", f"asked to share masks with {terms.neighbours} neighbours only, which this client does not")
-        member = Member.join(node, terms)
+        member = Member.join(node, terms, least)
+        member.need(terms.clients)
         return member.to_bytes(), member.public_keys()
     if not kept:
         raise Refused("protocol", f"asked for {stage!r}, and no round is open")
@@ -44,8 +52,10 @@ def respond(kept: bytes, node: int, told: Mapping[str, Any], produce: Produce, s
     member.enter(stage, told)
     if stage == SHARE_KEYS:
         reply = member.share_keys(told)
+    elif stage == CHECK_SHARES:
+        reply = member.check_shares(told)
     elif stage == MASKED_INPUT:
-        member.receive_shares(told)
+        member.meet(told)
         member.sent = bytes(told.get(SENT, b""))
         words, names = produce(member.terms)
         reply = {WORDS: member.mask(words), "metrics": names}
@@ -60,14 +70,16 @@ def respond(kept: bytes, node: int, told: Mapping[str, Any], produce: Produce, s
 class Member:
     """One client in one round.
 
-    cipher_private, mask_private, seed: its secrets, 32 bytes each. peers: neighbour -> (cipher key, mask key), public. seed_shares,
-    key_shares: owner -> share held here, its own included. cohort: those whose shares arrived, itself included: masks are shared with them.
+    least: see `respond`. cipher_private, mask_private, seed: its secrets, 32 bytes each. peers: neighbour -> public (cipher key, mask key).
+    seed_shares, key_shares: owner -> share held here, its own included, of those whose shares were sound. cohort: those of them with whom
+    masks are shared, itself included.
     sent: digest of the model that was trained. survivors: everybody whose vector is in the sum, as the server told it.
     """
 
     node: int
     terms: Terms
     stage: str
+    least: int
     cipher_private: bytes
     mask_private: bytes
     seed: bytes
@@ -79,9 +91,9 @@ class Member:
     survivors: list[int] = field(default_factory=list)
 
     @classmethod
-    def join(cls, node: int, terms: Terms) -> Member:
+    def join(cls, node: int, terms: Terms, least: int) -> Member:
         """A member with fresh secrets."""
-        return cls(node, terms, SETUP, keys.new_private(), keys.new_private(), keys.new_private())
+        return cls(node, terms, SETUP, least, keys.new_private(), shamir.new_secret(), shamir.new_secret())
 
     @property
     def binding(self) -> keys.Binding:
@@ -90,7 +102,14 @@ class Member:
 
     def public_keys(self) -> dict[str, Any]:
         """Reply of setup."""
-        return {"cipher_key": keys.public_of(self.cipher_private), "mask_key": keys.public_of(self.mask_private)}
+        return {"cipher_key": keys.public_of(self.cipher_private), "mask_key": keys.mask_public_of(self.mask_private)}
+
+    def need(self, clients: int) -> None:
+        """Raises Refused for fewer clients than the threshold, or than this one's owner wants."""
+        if clients < self.terms.threshold:
+            raise Refused("protocol", f"{clients} clients are left, fewer than the threshold of {self.terms.threshold}")
+        if clients < self.least:
+            raise Refused("few", f"{clients} clients in stage {self.stage}, and its owner wants {self.least} (min-secure-clients)")
 
     def enter(self, stage: Any, told: Mapping[str, Any]) -> None:
         """Go on to the next stage. Raises Refused for any other stage, run or round than the one that is due."""
@@ -105,44 +124,71 @@ class Member:
         nodes, threshold = _nodes(told, "nodes"), self.terms.threshold
         pairs = list(zip(_bytes(told, "cipher_keys", nodes), _bytes(told, "mask_keys", nodes), strict=True))
         every = [key for pair in pairs for key in pair]
-        if len(set(every)) != len(every) or any(len(key) != keys.KEY_BYTES for key in every):
+        sizes = {(keys.KEY_BYTES, keys.MASK_KEY_BYTES)}
+        if len(set(every)) != len(every) or {tuple(map(len, pair)) for pair in pairs} - sizes:
             raise Refused("protocol", "the list of public keys holds one twice, or one of another length")
         listed = dict(zip(nodes, pairs, strict=True))
         if listed.get(self.node) != tuple(self.public_keys().values()):
             raise Refused("protocol", "the list of public keys lacks this client's, or has others under its id")
         if not threshold <= len(nodes) <= self.terms.clients or 2 * threshold <= len(nodes):
             raise Refused("protocol", f"{threshold} of {len(nodes)} share holders: too few, or two groups could each open a secret")
-        shares = list(
-            zip(shamir.split(self.seed, threshold, len(nodes)), shamir.split(self.mask_private, threshold, len(nodes)), strict=True)
-        )
-        self.seed_shares[self.node], self.key_shares[self.node] = shares[nodes.index(self.node)]
+        self.need(len(nodes))
         self.peers = {node: pair for node, pair in listed.items() if node != self.node}
+        public = self.public_keys()["mask_key"]
+        dealt = {SEED: (self.seed, b""), KEY: (self.mask_private, public)}
+        shares, shown = {}, {}
+        for kind, (secret, key) in dealt.items():
+            context = share_context(self.binding, kind, self.node, public)
+            shares[kind], shown[f"{kind}_proof"] = proofs.deal(secret, threshold, len(nodes), context, key)
+        own = nodes.index(self.node)
+        self.seed_shares[self.node], self.key_shares[self.node] = shares[SEED][own], shares[KEY][own]
         seen = self._listed()
         sealed = {
-            node: keys.seal(self.binding, self.cipher_private, self.peers[node][0], self.node, node, b"".join(pair), seen)
-            for node, pair in zip(nodes, shares, strict=True)
+            node: keys.seal(self.binding, self.cipher_private, self.peers[node][0], self.node, node, one + other, seen)
+            for node, one, other in zip(nodes, shares[SEED], shares[KEY], strict=True)
             if node != self.node
         }
-        return {"nodes": list(sealed), "sealed": list(sealed.values())}
+        return {"nodes": list(sealed), "sealed": list(sealed.values()), **shown}
 
-    def receive_shares(self, told: Mapping[str, Any]) -> None:
-        """Open the neighbours' shares. Who sent some is in the cohort; who did not is out of the round.
+    def check_shares(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        """Open the neighbours' shares and hold them against their proofs. Reply: whose are not sound; with these nothing is shared.
 
-        Raises Refused for shares of a client that was shown other terms or another list of keys: each would have holders of its own, and
-        half of the holders of one client could take it for lost while half of another's take it for a survivor.
+        Shares of a client that was shown other terms or another list of keys do not open: each would have holders of its own, and half of
+        the holders of one client could take it for lost while half of another's take it for a survivor.
         """
-        seen = self._listed()
-        sources = _nodes(told, "nodes")
+        sources, bad = _nodes(told, "nodes"), []
         if not set(sources) <= set(self.peers):
             raise Refused("protocol", f"shares of clients whose keys were not listed: {sorted(set(sources) - set(self.peers))}")
-        for source, sealed in zip(sources, _bytes(told, "sealed", sources), strict=True):
-            plain = keys.unseal(self.binding, self.cipher_private, self.peers[source][0], source, self.node, sealed, seen)
-            if len(plain) != 2 * shamir.SHARE_BYTES:
-                raise Refused("protocol", f"the shares of client {source} have {len(plain)} bytes")
-            self.seed_shares[source], self.key_shares[source] = plain[: shamir.SHARE_BYTES], plain[shamir.SHARE_BYTES :]
-        self.cohort = sorted([*sources, self.node])
-        if len(self.cohort) < self.terms.threshold:
-            raise Refused("protocol", f"{len(self.cohort)} clients are left, fewer than the threshold of {self.terms.threshold}")
+        numbers = told.get("numbers")
+        if not isinstance(numbers, list) or len(numbers) != len(sources) or not all(isinstance(number, int) for number in numbers):
+            raise Refused("protocol", f"numbers is not one for each of {len(sources)} clients")
+        columns = [_bytes(told, name, sources) for name in ("sealed", f"{SEED}_proofs", f"{KEY}_proofs")]
+        for source, number, *given in zip(sources, numbers, *columns, strict=True):
+            try:
+                self._receive(source, number, *given)
+            except (Refused, ValueError) as error:
+                log.warning("secure aggregation: this client shares nothing with client %d: %s", source, error)
+                bad.append(source)
+        return {"bad": bad}
+
+    def _receive(self, source: int, number: int, sealed: bytes, *shown: bytes) -> None:
+        """Keep both shares of `source`, whose proofs are `shown`. Raises Refused or ValueError where anything about them is wrong."""
+        cipher, public = self.peers[source]
+        plain = keys.unseal(self.binding, self.cipher_private, cipher, source, self.node, sealed, self._listed())
+        pair = plain[: shamir.SHARE_BYTES], plain[shamir.SHARE_BYTES :]
+        for kind, key, share, proof in zip((SEED, KEY), (b"", public), pair, shown, strict=True):
+            context = share_context(self.binding, kind, source, public)
+            if not proofs.Proof.read(proof, self.terms.threshold, context, key).fits(share, number):
+                raise ValueError(f"its share of client {source}'s {kind} does not fit those of the others")
+        self.seed_shares[source], self.key_shares[source] = pair
+
+    def meet(self, told: Mapping[str, Any]) -> None:
+        """Take the list of those with whom masks are shared: some of those whose shares were sound. Raises Refused for others."""
+        nodes = _nodes(told, "nodes")
+        if not set(nodes) <= set(self.seed_shares) - {self.node}:
+            raise Refused("protocol", f"asked to share masks with {nodes}; sound shares came from {sorted(self.seed_shares)}")
+        self.cohort = sorted([*nodes, self.node])
+        self.need(len(self.cohort))
 
     def mask(self, words: np.ndarray) -> np.ndarray:
         """`words` [N] uint32 under the self-mask and the masks shared with the cohort; changes and returns the array.
@@ -150,11 +196,11 @@ class Member:
         Shared masks hang on the terms and the model: those of two clients who were shown different ones do not cancel, and no answer of
         theirs takes them off. Without it the sum of all but one could be made zero, and the sum were that one's update.
         """
-        seen = self.terms.digest(self.sent)
+        seen, own = self.terms.digest(self.sent), self.public_keys()["mask_key"]
         add_stream(words, self_mask_key(self.binding, self.seed), 1)
         for peer in self.cohort:
             if peer != self.node:
-                key = keys.mask_key(self.binding, self.mask_private, self.peers[peer][1], seen)
+                key = keys.mask_key(self.binding, self.mask_private, own, self.peers[peer][1], seen)
                 add_stream(words, key, sign_between(self.node, peer))
         return words
 
@@ -164,8 +210,7 @@ class Member:
         alive, _ = self._parted()
         if self.node not in alive:
             raise Refused("protocol", f"this client sent its vector, and is not among the survivors {self.survivors}")
-        if len(alive) < self.terms.threshold:
-            raise Refused("protocol", f"{len(alive)} clients are left, fewer than the threshold of {self.terms.threshold}")
+        self.need(len(alive))
         peers = [node for node in alive if node != self.node]
         return {"nodes": peers, "tags": [keys.confirm(*self._between(self.node, peer), self._seen()) for peer in peers]}
 
@@ -174,7 +219,7 @@ class Member:
 
         told: confirmations of the neighbours; false ones do not count. Only where a threshold of clients, itself included, was shown the
         same survivors and model: no two stories can have one, so that a server which tells several gets the shares of one at most. Those
-        who confirm speak for themselves only: what a survivor was shown who does not confirm, `mask` and `receive_shares` guard.
+        who confirm speak for themselves only: what a survivor was shown who does not confirm, `mask` and `check_shares` guard.
         """
         sources = _nodes(told, "nodes")
         alive, dropped = self._parted()
@@ -191,8 +236,7 @@ class Member:
         """What shares hang on: the terms and, unless neighbours have lists of their own, the list of everybody's keys."""
         if self.terms.neighbours:
             return self.terms.digest()
-        own = (keys.public_of(self.cipher_private), keys.public_of(self.mask_private))
-        listed = {**self.peers, self.node: own}
+        listed = {**self.peers, self.node: tuple(self.public_keys().values())}
         return self.terms.digest(*(part for node in sorted(listed) for part in (str(node).encode(), *listed[node])))
 
     def _seen(self) -> bytes:
@@ -229,6 +273,11 @@ class Member:
 def self_mask_key(binding: keys.Binding, seed: bytes) -> bytes:
     """Key of the mask that a client takes off only through its neighbours' shares."""
     return binding.derive(seed, "self-mask")
+
+
+def share_context(binding: keys.Binding, kind: str, dealer: int, mask_public: bytes) -> bytes:
+    """What the shares of a client's secret of one kind, and their proof, are bound to."""
+    return repr((binding.run, binding.round, kind, dealer)).encode() + mask_public
 
 
 def sign_between(node: int, peer: int) -> int:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
 log = logging.getLogger(__name__)
-QUICK_SHARE = 0.1  # of the round's time, for each of the four stages without training
+QUICK_SHARE = 0.1  # of the round's time, for each of the five stages without training
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class SecureRound:
         """Ask the nodes of `messages` to train, and return the mean of what they came to.
 
         messages: a strategy's, one per node, all with the same content, which has one ArrayRecord. timeout_s: of the whole round: a tenth
-        for each of the four quick stages, the rest for training; None: no limit. seed: of the rounding. Raises SecureAggregationHalted,
+        for each of the five quick stages, the rest for training; None: no limit. seed: of the rounding. Raises SecureAggregationHalted,
         and InputError for settings that cannot serve these nodes or this model.
         """
         sent = {message.metadata.dst_node_id: message for message in messages}

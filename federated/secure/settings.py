@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from kronos.errors import InputError
 
 MIN_CLIENTS = 3  # of two clients, each knows the other's update from the mean; clients enforce this too
+MIN_SURVIVORS = 2  # in a sum, unless the owner of a client wants more of them: federated/consent.py
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class SecureSettings:
 
     def quorum(self, clients: int) -> int:
         """How many of `clients` must be left at each stage: the smallest number of updates that a mean can hold."""
-        return max(2, clients // 2 + 1, math.ceil(self.threshold * clients - 1e-9))
+        return max(MIN_SURVIVORS, clients // 2 + 1, math.ceil(self.threshold * clients - 1e-9))
 
     def share_threshold(self, clients: int) -> int:
         """How many shares open a secret when `clients` are asked."""

@@ -13,7 +13,8 @@ from .encoding import Scale
 from .errors import Refused
 from .settings import MIN_CLIENTS
 
-SETUP, SHARE_KEYS, MASKED_INPUT, AGREE, UNMASK = STAGES = ("setup", "share_keys", "masked_input", "agree", "unmask")
+STAGES = ("setup", "share_keys", "check_shares", "masked_input", "agree", "unmask")
+SETUP, SHARE_KEYS, CHECK_SHARES, MASKED_INPUT, AGREE, UNMASK = STAGES
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Terms:
         """The terms in a request. Raises Refused if a client may not agree to them."""
         try:
             terms = cls(**{f.name: told[f.name] for f in fields(cls)})
-            numbers = all(isinstance(getattr(terms, f.name), int | float) for f in fields(cls))
+            whole = {"clip": int | float, "max_clipped": int | float}
+            numbers = all(isinstance(getattr(terms, f.name), whole.get(f.name, int)) for f in fields(cls))
         except KeyError as error:
             raise Refused("protocol", f"the round's terms lack {error}") from error
         holds = (
