@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import pytest
 import tiny
 import yaml
@@ -164,11 +165,18 @@ def test_every_yaml_block_is_a_configuration(name, tmp_path):
 # ---- the walk through: YAML, output folder, snippets
 
 
+def shanghai_times(n: int) -> pd.DatetimeIndex:
+    """The first `n` times of 5-minute A-share bars from a Monday on, stamped at their close: the bars that the README begins with."""
+    days = pd.bdate_range("2023-11-06", periods=n // 48 + 1)
+    minutes = [*range(575, 691, 5), *range(785, 901, 5)]
+    return pd.DatetimeIndex([day + pd.Timedelta(minutes=minute) for day in days for minute in minutes][:n])
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder in which somebody followed "your own CSV", from tiny random weights instead of the published ones, for two epochs."""
     folder = tmp_path_factory.mktemp("docs")
-    make_frame(520, freq="5min").to_csv(folder / "bars.csv", index=False)
+    make_frame(520).assign(timestamps=shanghai_times(520)).to_csv(folder / "bars.csv", index=False)
     save_module(tiny.tokenizer(), folder / "weights" / "tokenizer")
     save_module(tiny.predictor(), folder / "weights" / "predictor")
     path = folder / "my_bars.yaml"
