@@ -1,4 +1,4 @@
-"""Backtests through the real pyqlib, against figures made by hand, against pyqlib left as it is, and against what a user gets wrong."""
+"""Backtests through the real pyqlib, against figures made by hand, and against pyqlib left as it is."""
 
 from __future__ import annotations
 
@@ -6,36 +6,17 @@ import os
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from qlib_bars import CHANGING, DAYS, SUSPENDED, small_store
+from backtests import FREE, LAST, as_signal, flat, noise, rules, sizes, wide
+from qlib_bars import CHANGING, small_store
 
 from finetune.data.qlib_store import open_store
 from finetune.data.qlib_writing import write_store
-from finetune.evaluation.backtest import equal_weight, index_returns, run_backtest, run_backtests, trading_bars
-from finetune.evaluation.backtest_stats import drawdown, interval, risk, statistics, to_days, verdict
-from kronos.errors import InputError
-
-FREE = dict(open_cost=0.0, close_cost=0.0, min_cost=0.0)
-LAST = "2021-12-03"  # of the small store
-
-
-def sizes(**changes):
-    section = dict(
-        backtest_time_range=["2021-02-01", LAST], n_symbol_hold=3, n_symbol_drop=1, hold_thresh=1, benchmark="equal", signal="all"
-    )
-    return SimpleNamespace(**{**section, "interval_draws": 400, **changes})
-
-
-def rules(**changes):
-    costs = dict(open_cost=0.001, close_cost=0.0015, min_cost=5.0, impact_cost=0.0)
-    section = dict(
-        account=1e6, deal_price="open", limit_threshold=None, trade_unit=0, volume_threshold=None, risk_degree=0.95, annual_days=252
-    )
-    return SimpleNamespace(**{**section, **costs, **changes})
+from finetune.evaluation.backtest import equal_weight, run_backtest, run_backtests
+from finetune.evaluation.backtest_stats import verdict
 
 
 @pytest.fixture(scope="module")
@@ -47,25 +28,6 @@ def store():
 def opens(store):
     """Opening prices [days, symbols], the last known one where a symbol is suspended."""
     return wide(store, "$open").ffill()
-
-
-def wide(store, field):
-    members = sorted(store.members("all"))
-    return store.features(members, [field], store.calendar[0], store.calendar[-1])[field].unstack("instrument").astype(float)
-
-
-def as_signal(table):
-    return table.stack().dropna().rename_axis(["datetime", "instrument"])
-
-
-def noise(store, seed=3):
-    closes = wide(store, "$close")
-    values = np.random.default_rng(seed).normal(size=closes.shape)
-    return as_signal(pd.DataFrame(values, closes.index, closes.columns).where(closes.notna()))
-
-
-def flat(store):
-    return pd.Series(0.0, pd.DatetimeIndex(store.calendar))
 
 
 def test_a_signal_that_knows_the_future_beats_every_baseline_by_far(store, opens):
@@ -256,29 +218,6 @@ def test_a_store_without_a_future_calendar_is_backtested_to_its_last_bar_but_one
     assert "ended one bar early, at 2021-12-02" in found.notes[-1] and "day_future.txt" in found.notes[-1]
 
 
-def test_equal_weight_is_the_mean_of_those_who_were_members_the_day_before(store):
-    bars = pd.DatetimeIndex(store.calendar)
-    line, whole = equal_weight(store, "few", bars), equal_weight(store, "all", bars)
-    returns = wide(store, "$close").ffill().pct_change(fill_method=None)
-    few = [f"SH60000{i}" for i in range(6)]
-    assert line["2021-03-31"] == pytest.approx(returns.loc["2021-03-31", few].mean())
-    assert line["2021-04-01"] == pytest.approx(returns.loc["2021-04-01", few].mean())  # a member until the evening before
-    others = [symbol for symbol in few if symbol != CHANGING]
-    assert line["2021-04-02"] == pytest.approx(returns.loc["2021-04-02", others].mean())
-    assert line["2021-08-02"] == pytest.approx(returns.loc["2021-08-02", others].mean())
-    assert line["2021-08-03"] == pytest.approx(returns.loc["2021-08-03", few].mean())
-    suspended = bars[105]
-    assert returns.loc[suspended, SUSPENDED] == 0
-    assert whole[suspended] == pytest.approx(returns.loc[suspended].mean())
-
-
-def test_a_benchmark_without_some_closes_returns_nothing_there_and_it_is_said(store):
-    notes = []
-    line = index_returns(store, SUSPENDED, pd.DatetimeIndex(store.calendar[90:120]), notes)
-    assert not line.isna().any() and (line.iloc[10:20] == 0).all() and line.iloc[20] != 0
-    assert notes == [f"{SUSPENDED} lacks 10 of 30 closes: its return is 0 there"]
-
-
 def test_every_signal_stands_beside_the_baselines_and_a_short_baseline_is_left_out(store):
     late = noise(store).loc["2021-06-01":]
     said = []
@@ -291,120 +230,3 @@ def test_every_signal_stands_beside_the_baselines_and_a_short_baseline_is_left_o
     one = run_backtests(store, signals, sizes(signal="last"), rules())
     assert list(one.signals) == ["last"] and one.headline == "last"
     pd.testing.assert_frame_equal(one.signals["last"].positions, found.signals["last"].positions)
-
-
-WRONG = {
-    "hold": (
-        dict(n_symbol_hold=30),
-        "ranks 11 symbols at 2021-01-29 00:00:00, the first bar traded on, and backtest.n_symbol_hold is 30; hold at most 11",
-    ),
-    "drop": (dict(n_symbol_drop=4), "n_symbol_hold 3 with backtest.n_symbol_drop 4"),
-    "benchmark": (dict(benchmark="SH60000"), "no day bars of 'SH60000'; the nearest are SH600005"),
-    "signal": (dict(signal="max"), "'max' is not a signal; there are mean, and all"),
-    "outside": (dict(backtest_time_range=["2021-02-01", "2022-06-01"]), "leaves the calendar; the store"),
-    "order": (dict(backtest_time_range=["2021-03-01", "2021-02-01"]), "2021-03-01 is later than 2021-02-01"),
-    "dates": (dict(backtest_time_range=["yesterday", "2021-02-31"]), "not a first and a last day"),
-    "weekend": (dict(backtest_time_range=["2021-02-06", "2021-02-07"]), "holds no bar to trade on"),
-}
-
-
-@pytest.mark.parametrize("wrong", WRONG)
-def test_wrong_settings_are_refused_in_one_message_with_the_fix(store, wrong):
-    changes, told = WRONG[wrong]
-    with pytest.raises(InputError) as error:
-        run_backtests(store, {"mean": noise(store)}, sizes(**changes), rules())
-    assert told in str(error.value) and "\n" not in str(error.value)
-
-
-def without(signal, first, last):
-    return signal[(signal.index.get_level_values(0) >= first) & (signal.index.get_level_values(0) <= last)]
-
-
-BAD_SIGNALS = {
-    "nan": (lambda s: s.where(s.index != s.index[5]), "1 values are not finite, the first at"),
-    "constant": (lambda s: s * 0 + 7, "ranks nothing: at every bar all its values are equal (7)"),
-    "twice": (lambda s: pd.concat([s, s.iloc[:1]]), "two values at"),
-    "names": (lambda s: s.rename_axis(["day", "instrument"]), "must have the levels datetime and instrument, not ['day', 'instrument']"),
-    "strange": (lambda s: s.rename({"SH600000": "SH999999"}), "has no day bars of SH999999"),
-    "hours": (lambda s: s.rename({s.index[0][0]: pd.Timestamp("2021-01-04 09:00")}), "2021-01-04 09:00:00 is no day bar"),
-    "late": (lambda s: without(s, "2021-03-01", LAST), 'set backtest.backtest_time_range to ["2021-03-02", "2021-12-03"]'),
-    "early": (lambda s: without(s, "2021-01-04", "2021-06-01"), 'set backtest.backtest_time_range to ["2021-02-01", "2021-06-02"]'),
-    "none": (
-        lambda s: without(s, "2021-01-04", "2021-01-08"),
-        "it has values from 2021-01-04 00:00:00 to 2021-01-08 00:00:00; forecast that range",
-    ),
-}
-
-
-@pytest.mark.parametrize("bad", BAD_SIGNALS)
-def test_a_signal_that_pyqlib_would_trade_on_without_a_word_is_refused(store, bad):
-    change, told = BAD_SIGNALS[bad]
-    with pytest.raises(InputError) as error:
-        run_backtest(store, change(noise(store)), sizes(), rules(), flat(store), name="mean")
-    assert told in str(error.value) and str(error.value).startswith("signal 'mean'")
-
-
-def test_a_deal_price_that_the_store_lacks_is_refused(store):
-    with pytest.raises(InputError, match=r"exchange\.deal_price: the store .* has no field 'vwap'; give open, close or vwap"):
-        run_backtest(store, noise(store), sizes(), rules(deal_price="vwap"), flat(store))
-
-
-def test_the_bars_of_a_range_are_those_of_its_days(store):
-    bars, notes = trading_bars(store, sizes(backtest_time_range=["2021-01-01", "2021-12-05"]))
-    assert len(bars) == DAYS - 1 and bars[-1] == pd.Timestamp(LAST)  # weekends around the store are inside it
-    assert notes == ["begins at the store's second bar, 2021-01-05 00:00:00: before the first there is none to decide on"]
-
-
-def report_of(returns, bench=0.0, cost=0.0, start="2020-12-01", freq="B"):
-    index = pd.date_range(start, periods=len(returns), freq=freq, name="datetime")
-    table = pd.DataFrame({"return": returns, "cost": cost, "bench": bench, "turnover": 0.1}, index)
-    account = 1e6 * (1 + table["return"] - table["cost"]).cumprod()
-    return table.assign(account=account, value=0.9 * account, cash=0.1 * account)
-
-
-def test_figures_are_those_of_qlibs_risk_analysis():
-    from qlib.contrib.evaluate import risk_analysis
-
-    rng = np.random.default_rng(0)
-    report = report_of(rng.normal(0.001, 0.01, 300), rng.normal(0, 0.01, 300), 0.0005)
-    figures = statistics(report, annual_days=240, draws=200)
-    excess = report["return"] - report["bench"] - report["cost"]
-    theirs = risk_analysis(pd.concat([pd.Series([0.0]), excess]), N=240, freq=None)["risk"]  # its running sum begins at its first value
-    assert figures["excess_with_cost"]["max_drawdown"] == pytest.approx(theirs["max_drawdown"])
-    theirs = risk_analysis(excess, N=240, freq=None)["risk"]
-    assert figures["excess_with_cost"]["annual_return"] == pytest.approx(theirs["annualized_return"])
-    assert figures["excess_with_cost"]["information_ratio"] == pytest.approx(theirs["information_ratio"])
-    assert figures["excess_with_cost"]["volatility"] == pytest.approx(theirs["std"] * np.sqrt(240))
-    before = risk_analysis(report["return"] - report["bench"], N=240, freq=None)["risk"]
-    assert figures["excess_without_cost"]["information_ratio"] == pytest.approx(before["information_ratio"])
-    net = risk_analysis(report["return"] - report["cost"], N=240, freq=None)["risk"]
-    assert figures["with_cost"]["sharpe"] == pytest.approx(net["information_ratio"])
-    assert figures["win_rate"] == (excess > 0).mean() and figures["turnover"]["per_year"] == pytest.approx(24)
-    years = figures["yearly"]
-    assert [row["year"] for row in years] == [2020, 2021, 2022] and sum(row["days"] for row in years) == 300
-    assert sum(row["excess_with_cost"] for row in years) == pytest.approx(excess.sum())
-    assert years[1]["information_ratio"] == pytest.approx(risk_analysis(excess.loc["2021"], N=240, freq=None)["risk"]["information_ratio"])
-
-
-def test_a_loss_on_the_first_day_is_a_drawdown_and_no_deviation_is_no_ratio():
-    np.testing.assert_allclose(drawdown(np.array([-0.1, 0.05, 0.1, -0.02])), [-0.1, -0.05, 0, -0.02], atol=1e-12)
-    assert np.isnan(risk(pd.Series([0.01, 0.01, 0.01]), 252, "sharpe")["sharpe"])
-    figures = statistics(report_of(np.full(40, 0.01)), annual_days=252, draws=100)
-    assert figures["interval"] is None and "no information ratio" in verdict("x", "y", figures)
-    assert statistics(report_of([0.01]), annual_days=252, draws=100)["days"] == 1
-
-
-def test_bars_are_summed_to_days():
-    days = to_days(report_of(np.tile([0.01, -0.02, 0.03], 4), 0.001, 0.002, "2021-01-04", "8h"))
-    assert len(days) == 4
-    assert days["return"].to_list() == pytest.approx([0.02] * 4) and days["excess"].to_list() == pytest.approx([0.02 - 0.003 - 0.006] * 4)
-
-
-def test_the_interval_is_the_same_for_the_same_seed_wider_for_fewer_days_and_contains_the_ratio():
-    excess = pd.Series(np.random.default_rng(1).normal(0.001, 0.01, 400))
-    settings = dict(annual_days=252, draws=500, block=5)
-    long, short = interval(excess, seed=1, **settings), interval(excess.iloc[:100], seed=1, **settings)
-    assert long == interval(excess, seed=1, **settings) != interval(excess, seed=2, **settings)
-    assert long["low"] < risk(excess, 252, "ratio")["ratio"] < long["high"]
-    assert short["high"] - short["low"] > 1.5 * (long["high"] - long["low"])
-    assert interval(excess.iloc[:19], seed=1, **settings) is None
