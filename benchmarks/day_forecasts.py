@@ -11,6 +11,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +26,8 @@ from finetune.evaluation.day_forecasts import DayForecasts, forecast_days
 from finetune.evaluation.days import stamps_of
 from finetune.evaluation.signals import signals
 from kronos import Kronos, KronosPredictor, KronosTokenizer, presets, save_module
-from kronos.bars import normalise
+from kronos.bars import Lookback, normalise
+from kronos.layers import run_blocks
 
 from .common import HORIZON, LOOKBACK, Report, Row, begin, clock_argument, end, interleaved, make_bars, parser_for, spread, timed
 from .peer import Peer
@@ -33,6 +35,8 @@ from .peer import Peer
 NAME = "day_forecasts"
 REACH = 25.0  # times upstream's speed
 EQUAL = 0.95  # of forecasts
+_NEAR = 1e-3  # deviations
+_COMPARED = {"its own": ("", EQUAL), "exact z-scores": (" where its z-scores are exact", 1.0), "float64": (", both in float64", 1.0)}
 SAMPLES = 5
 _CLOSE = 3
 _REPEATS = 3
@@ -135,28 +139,60 @@ class _Warmed:
 
 
 def _greedy(report: Report, forecaster: KronosPredictor, panel: Panel, calendar: np.ndarray, peer: Peer) -> None:
-    """Upstream's four signals from both sides. Its are z-scores: ours are brought there by each window's mean and deviation.
+    """Upstream's four signals from both sides, and why some differ.
 
-    Upstream computes the z-scores themselves in float32, ours are rounded to it: now and then that turns a bit of the quantiser that is
-    near 0, and with it a forecast. From the same z-scores both make the same forecasts.
+    Upstream takes each window's mean and deviation in float32, ours in float64. Where a component of the tokenizer's vector lies nearer to
+    0 than that rounding moves it, its sign turns: another token of the window, and so another forecast. So it is asked three times: as it
+    is; with means and deviations in float64 and nothing else changed; and with both sides in float64 throughout.
     """
-    found = _ours(forecaster, panel, calendar, sample_count=1, top_k=1, top_p=1.0)
-    given = panel.features[found.rows[:, None] + np.arange(1 - LOOKBACK, 1)].astype(np.float64)
+    wide = KronosPredictor(deepcopy(forecaster.model).double(), deepcopy(forecaster.tokenizer).double(), "cpu", max_context=512)
+    rows = np.flatnonzero(panel.origin)
+    given = panel.features[rows[:, None] + np.arange(1 - LOOKBACK, 1)].astype(np.float64)
     windows = [normalise(values, np.zeros((LOOKBACK, 5), np.int64), forecaster.clip) for values in given]
-    facts = [(one.mean[_CLOSE], one.scale[_CLOSE], one.values[-1, _CLOSE]) for one in windows]
-    mean, scale, last = (np.array(part) for part in zip(*facts, strict=True))
-    path = (found.closes[:, 0] - mean[:, None]) / scale[:, None] - last[:, None]  # [O, horizon]
-    reads: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        "last": lambda p: p[:, -1],
-        "mean": lambda p: p.mean(1),
-        "max": lambda p: p.max(1),
-        "min": lambda p: p.min(1),
+    narrow, exact = (_zscored(side, panel, calendar, windows) for side in (forecaster, wide))
+    away = {
+        how: _away(path, {name: np.array(values).T.ravel() for name, values in peer("greedy", arithmetic=how).items()})
+        for how, path in {"its own": narrow, "exact z-scores": narrow, "float64": exact}.items()
     }
-    theirs = peer("greedy")
-    away = np.array([np.abs(read(path) - np.array(theirs[name]).ravel()) for name, read in reads.items()]).max(0)
-    equal = float((away < 1e-3).mean())
-    told = f"{equal:.1%} of forecasts within 0.001 of a deviation (largest difference {away.max():.1e})"
-    report.rows.append(Row("signals of greedy forecasts equal to the peer's", f">= {EQUAL:.0%}", told, equal >= EQUAL))
+    for how, (told, reach) in _COMPARED.items():
+        equal = float((away[how] < _NEAR).mean())
+        seen = f"{equal:.1%} of forecasts within {_NEAR:g} of a deviation (largest difference {away[how].max():.1e})"
+        report.rows.append(Row(f"signals of greedy forecasts equal to the peer's{told}", f">= {reach:.0%}", seen, equal >= reach))
+    ours, theirs = np.stack([one.values for one in windows]), np.array(peer("zscores"), np.float32)
+    report.details["why greedy signals differ"] = _turned(wide.tokenizer, ours, theirs, away["its own"] >= _NEAR)
+
+
+def _zscored(forecaster: KronosPredictor, panel: Panel, calendar: np.ndarray, windows: Sequence[Lookback]) -> np.ndarray:
+    """Closes [O, horizon] of the likeliest tokens less the last close, in deviations of the window; by row of the panel."""
+    found = _ours(forecaster, panel, calendar, sample_count=1, top_k=1, top_p=1.0)
+    closes = found.closes[np.argsort(found.rows), 0]
+    mean, scale, last = np.array([(one.mean[_CLOSE], one.scale[_CLOSE], one.values[-1, _CLOSE]) for one in windows]).T[:, :, None]
+    return (closes - mean) / scale - last
+
+
+def _away(path: np.ndarray, theirs: dict[str, np.ndarray]) -> np.ndarray:
+    """[O] largest difference of the four signals."""
+    ours = {"last": path[:, -1], "mean": path.mean(1), "max": path.max(1), "min": path.min(1)}
+    return np.array([np.abs(ours[name] - theirs[name]) for name in ours]).max(0)
+
+
+def _turned(tokenizer: KronosTokenizer, ours: np.ndarray, theirs: np.ndarray, differs: np.ndarray) -> str:
+    """What the two z-scores [O, lookback, 6] of each window do to its bits, all else in float64. differs [O]: whose signals do."""
+    with torch.inference_mode():
+        embedded = [tokenizer.embed(torch.from_numpy(z).double()) for z in (ours, theirs)]
+        pair = [tokenizer.quant_embed(run_blocks(tokenizer.encoder, x, recompute=False)) for x in embedded]
+    mine, other = (vectors.numpy() for vectors in pair)  # [O, lookback, bits]
+    turned = (mine > 0) != (other > 0)
+    windows = turned.any((1, 2))
+    size, moved = np.abs(mine), np.abs(other - mine)
+    nearest = f", which lie within {size[turned].max():.1e} of 0" if turned.any() else ""
+    both = int((differs & windows).sum())
+    return (
+        f"{int(differs.sum())} of {len(differs)} forecasts differ, {both} of them with a turned bit in the window; z-scores differ by up "
+        f"to {np.abs(ours - theirs).max():.1e}, which moves components by {np.median(moved):.1e} (median, at most {moved.max():.1e}) and "
+        f"turns {int(turned.sum())} of {turned.size:,} bits, in {int(windows.sum())} windows{nearest}; a component's median size is "
+        f"{np.median(size):.1e}"
+    )
 
 
 if __name__ == "__main__":

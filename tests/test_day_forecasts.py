@@ -379,6 +379,20 @@ def test_the_benchmark_tells_forecasts_per_second():
     assert report.details["forecasts"] == "1 (1 symbols x 1 days)"
 
 
+def test_the_benchmark_finds_the_bits_that_a_rounding_of_z_scores_turns():
+    tokenizer = tiny.tokenizer().double().eval()
+    ours = np.random.default_rng(0).normal(size=(3, LOOKBACK, 6)).astype(np.float32)
+    theirs = ours.copy()
+    theirs[1] += 0.5
+    turned = [tokenizer.encode(torch.from_numpy(z).double()) for z in (ours, theirs)]
+    count = sum(int(bit) for a, b in zip(*turned, strict=True) for one in (a ^ b).flatten().tolist() for bit in f"{one:b}")
+    assert count
+    told = benchmark._turned(tokenizer, ours, theirs, np.array([True, True, False]))
+    assert told.startswith("2 of 3 forecasts differ, 1 of them with a turned bit in the window; z-scores differ by up to 5.0e-01")
+    assert f"turns {count} of " in told and "bits, in 1 windows, which lie within" in told
+    assert "turns 0 of " in benchmark._turned(tokenizer, ours, ours, np.array([False] * 3))
+
+
 def test_known_days_to_come_go_before_the_rhythm(calendar):
     odd = np.append(calendar[:-1], np.datetime64("2020-03-07", "ns"))  # a Saturday that trades
     assert stamps_ahead(odd, odd[-2:-1], 2)[0, :, 2:4].tolist() == [[5, 7], [0, 9]]
