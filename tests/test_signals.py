@@ -149,6 +149,8 @@ def test_a_reversed_signal_has_the_opposite_scores(panel, opens):
 
 
 def test_the_daily_values_are_those_of_other_programs(panel, opens):
+    from qlib.contrib.eva.alpha import calc_ic
+
     signal = foresight(panel, opens, 1) + as_signal(panel, np.random.default_rng(0).normal(0, 0.02, (N_DAYS, N_SYMBOLS)))
     one = score_signal(signal.dropna(), panel, 5)[1]
     values, returns = signal.unstack().to_numpy()[7], opens[9] / opens[8] - 1
@@ -157,9 +159,24 @@ def test_the_daily_values_are_those_of_other_programs(panel, opens):
     assert row["rank_ic"] == pytest.approx(spearmanr(values, returns).statistic)
     order = np.argsort(values)
     assert row["spread"] == pytest.approx(returns[order[-3:]].mean() - returns[order[:3]].mean())
-    daily = one.daily["ic"]
-    assert one.icir.value == pytest.approx(daily.mean() / daily.std(ddof=0))
+    earned = as_signal(panel, pd.DataFrame(opens).shift(-2).to_numpy() / pd.DataFrame(opens).shift(-1).to_numpy() - 1)
+    for of_days, ratio, theirs in zip(
+        (one.daily["ic"], one.daily["rank_ic"]), (one.icir, one.rank_icir), calc_ic(signal, earned), strict=True
+    ):
+        assert of_days.to_numpy() == pytest.approx(theirs.dropna().to_numpy())
+        assert ratio.value == pytest.approx(theirs.mean() / theirs.std())  # as pyqlib's SigAnaRecord
     assert one.ic.low < one.ic.value < one.ic.high
+
+
+def test_days_on_which_no_price_moves_count_neither_as_hits_nor_as_misses(panel, opens):
+    features = panel.features.copy().reshape(N_SYMBOLS, N_DAYS, -1)
+    features[:, 30:33, 0] = features[:, 29:30, 0]  # a holiday that was filled with the last prices
+    still = changed(panel, features=features.reshape(len(panel.features), -1))
+    signal = foresight(still, features[:, :, 0].T.astype(float), 1)
+    noise = as_signal(panel, np.random.default_rng(5).normal(size=(N_DAYS, N_SYMBOLS)))
+    one, luck = score_signal(signal, still, 5)[1], score_signal(noise, still, 5)[1]
+    assert one.hit_rate.value == 1 and one.rank_ic.value == pytest.approx(1)
+    assert luck.days == N_DAYS - 2 and luck.daily["rank_ic"].isna().sum() == 3 and luck.hit_rate.low < 0.5 < luck.hit_rate.high
 
 
 def test_the_return_is_from_the_next_open_not_from_the_close_that_is_forecast_from(panel, opens):

@@ -175,13 +175,14 @@ def _mean(values: pd.Series) -> float:
 
 
 def _hits(signal: np.ndarray, returns: np.ndarray) -> np.ndarray:
-    """[days] share of symbols whose signal and return lie on the same side of the day's medians."""
+    """[days] share of symbols whose signal and return lie on the same side of the day's medians; NaN where all returns are equal."""
     if not len(signal):
         return np.empty(0)
     away = [values - np.nanmedian(values, axis=1, keepdims=True) for values in (signal, returns)]
     hits = np.where(np.isfinite(signal), direction_hits(*away), np.nan)
     counted = np.isfinite(hits)
-    return np.where(counted, hits, 0).sum(1) / np.maximum(counted.sum(1), 1)
+    with np.errstate(invalid="ignore"):
+        return np.where(counted, hits, 0).sum(1) / counted.sum(1)
 
 
 def _group_count(symbols: int) -> int:
@@ -253,6 +254,7 @@ class _Drawn:
         self.resampler = resamplers.get(key)
         values = daily.to_numpy()
         known = np.isfinite(values)
+        self.counts = known.sum(0)
         if self.resampler is not None:
             filled = np.where(known, values, 0.0)
             with np.errstate(invalid="ignore"):
@@ -265,12 +267,13 @@ class _Drawn:
         return self._interval(self.means[:, self.columns.index(name)])
 
     def ratio(self, name: str) -> Interval:
-        """Mean over standard deviation between days."""
+        """Mean over standard deviation between days (of the sample, divisor n - 1, as in `tables` and pyqlib)."""
         if self.resampler is None:
             return Interval(np.nan, np.nan, np.nan)
-        mean, square = (values[:, self.columns.index(name)] for values in (self.means, self.squares))
-        variance = square - mean**2
+        column = self.columns.index(name)
+        mean, square, count = self.means[:, column], self.squares[:, column], self.counts[column]
         with np.errstate(divide="ignore", invalid="ignore"):
+            variance = (square - mean**2) * (count / (count - 1.0))
             return self._interval(np.where(variance > 1e-12, mean / np.sqrt(variance), np.nan))
 
     def _interval(self, drawn: np.ndarray) -> Interval:
