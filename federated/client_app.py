@@ -16,7 +16,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from federated import local_kronos, local_tft
-from federated.consent import refused
+from federated.consent import Consent
 from federated.network import NetworkSettings, emulate
 from federated.privacy import Mechanism, SystemNoise
 from federated.secure.client import answer, is_secure
@@ -79,9 +79,10 @@ network = emulate(_network_of, round_of=_round_of, stage_of=_stage_of)
 
 @app.query()
 def hello(message: Message, context: Context) -> Message:
-    """Partition, version, windows. What is wrong with this node's bars is its reply, not a failure."""
+    """Partition, version, windows. What is wrong with this node's bars, or with what its owner asks, is its reply, not a failure."""
     settings, node = settings_of(context), node_of(context)
     try:
+        Consent.of(context.node_config)
         told = MODELS[settings.model].hello(settings, node)
     except InputError as error:
         told = {"reason": str(error)}
@@ -126,7 +127,7 @@ def _consent(message: Message, context: Context, share: float | None = None) -> 
     """Raises InputError, before any work, where a request does not keep to what the node's owner insists on. share: None: no update is."""
     settings = settings_of(context)
     noise = None if share is None else settings.dp_sigma * share if settings.dp_mode == "client" else 0.0
-    why = refused(context.node_config, secure=is_secure(message), noise=noise)
+    why = Consent.of(context.node_config).refused(secure=is_secure(message), noise=noise)
     if why is not None:
         raise InputError(why)
 

@@ -1,33 +1,61 @@
 """What a node's owner insists on, whatever the server's run-config says: in the node's own node_config, which no server can change.
 
-    deploy.py join ... --node-config 'partition-id=1 require-secure=true min-dp-noise=0.5'
+    deploy.py join ... --node-config 'partition-id=1 require-secure=true min-secure-clients=5 min-dp-noise=0.5'
 
-require-secure   take part only in secure aggregation, also in evaluation: the loss of a model that the server chooses tells of the bars
-min-dp-noise     this node adds at least so much noise itself in clipping norms: σ times its share (`Mechanism.noise_share`)
+require-secure      take part only in secure aggregation, also in evaluation: the loss of a model that the server chooses tells of the bars
+min-secure-clients  with secure aggregation take part only if so many clients, this one included, are asked, listed and in the sum: by a
+                    list of fewer nothing is sent, by fewer survivors no share is given. It says nothing of runs without secure
+                    aggregation: add require-secure. The default of 2 is the protocol's own: the other of two learns this one's update.
+min-dp-noise        this node adds at least so much noise itself in clipping norms: σ times its share (`Mechanism.noise_share`)
 
-Without these a client believes the run-config, which protects from a server that is curious, not from one that cheats.
+Without these a client believes the run-config, which protects from a server that is curious, not from one that cheats. What no owner can
+count is how many clients are real: nobody signs the list of keys (`federated/secure/__init__.py`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
+from federated.secure.settings import MIN_SURVIVORS
 from kronos.errors import InputError
 
 
-def refused(node_config: Mapping[str, object], *, secure: bool, noise: float | None) -> str | None:
-    """None if a request keeps to what the owner insists on, else why the node does not take part.
+@dataclass(frozen=True)
+class Consent:
+    """The three keys, read."""
 
-    secure: whether the request is a stage of secure aggregation. noise: what the client is to add itself, in clipping norms; None: the
-    request wants no update. Raises InputError for a value in node_config that cannot be read.
-    """
-    require_secure, least = node_config.get("require-secure", False), node_config.get("min-dp-noise", 0.0)
-    if not isinstance(require_secure, bool):
-        raise InputError(f"node-config: require-secure is {require_secure!r}; expected true or false")
-    if isinstance(least, bool) or not isinstance(least, int | float) or not least >= 0:
-        raise InputError(f"node-config: min-dp-noise is {least!r}; expected a number of at least 0, such as 0.5")
-    if require_secure and not secure:
-        return "this node takes part in secure aggregation only (require-secure), and the run has secure=false"
-    if noise is not None and noise < least:
-        return f"this node adds noise of at least {least:g} times the clipping norm (min-dp-noise), and the run asks for {noise:.3g}"
-    return None
+    require_secure: bool
+    min_secure_clients: int
+    min_dp_noise: float
+
+    @classmethod
+    def of(cls, node_config: Mapping[str, object]) -> Consent:
+        """Of a node's node_config. Raises InputError with every value that cannot be read."""
+        secure, noise = node_config.get("require-secure", False), node_config.get("min-dp-noise", 0.0)
+        clients = node_config.get("min-secure-clients", MIN_SURVIVORS)
+        known = isinstance(noise, int | float) and not isinstance(noise, bool) and 0 <= noise < math.inf
+        wrong = []
+        if not isinstance(secure, bool):
+            wrong.append(f"require-secure is {secure!r}; expected true or false")
+        if isinstance(clients, bool) or not isinstance(clients, int) or clients < MIN_SURVIVORS:
+            wrong.append(f"min-secure-clients is {clients!r}; expected a whole number of at least {MIN_SURVIVORS}, such as 5")
+        if not known:
+            wrong.append(f"min-dp-noise is {noise!r}; expected a number of at least 0, such as 0.5")
+        if wrong:
+            raise InputError("node-config: " + "; ".join(wrong))
+        return cls(secure, clients, float(noise))  # type: ignore[arg-type]
+
+    def refused(self, *, secure: bool, noise: float | None) -> str | None:
+        """None if a request keeps to what the owner insists on, else why the node does not take part.
+
+        secure: whether the request is a stage of secure aggregation, whose clients are counted there (`member.respond`). noise: what the
+        client is to add itself, in clipping norms; None: the request wants no update.
+        """
+        if self.require_secure and not secure:
+            return "this node takes part in secure aggregation only (require-secure), and the run has secure=false"
+        if noise is not None and noise < self.min_dp_noise:
+            least = f"{self.min_dp_noise:g} times the clipping norm (min-dp-noise)"
+            return f"this node adds noise of at least {least}, and the run asks for {noise:.3g}"
+        return None

@@ -14,10 +14,10 @@ from flwr.serverapp import Grid
 from federated.client_app import FACTS, MODEL, ROUND, SHARE, packed
 from federated.privacy import norm_of
 from federated.robust import Rules, accept, outliers
-from federated.roster import Client, last_line
+from federated.roster import Client
 from federated.secure.server import SecureOutcome, SecureRound, content_bytes
 from federated.settings import Settings
-from federated.update import ARRAYS, CLIENT, CONFIG, MALFORMED, Update, to_record, update_of
+from federated.update import ARRAYS, CLIENT, CONFIG, MALFORMED, Update, last_line, to_record, update_of
 
 Arrays = dict[str, np.ndarray]
 _NOTHING = {"none": np.zeros(1, np.float32)}  # what a secure evaluation sums besides its metrics

@@ -17,7 +17,7 @@ from federated.records import text_table
 from federated.robust import version_mismatch
 from federated.secure.settings import MIN_CLIENTS
 from federated.settings import Settings, package_version
-from federated.update import CLIENT, MALFORMED, PARTITION, VERSION
+from federated.update import CLIENT, MALFORMED, PARTITION, VERSION, last_line
 from kronos.errors import InputError
 
 _TOLD = 100  # characters of a reason in the table
@@ -140,12 +140,6 @@ class Roster:
             self.say(f"partition {partition} is back as another node")
         self.left_out.pop(partition, None)
         self.clients[partition] = Client(node, partition, told)
-
-
-def last_line(text: str) -> str:
-    """The last line of a client's error, which names it."""
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason given"
 
 
 def grouped(reasons: Mapping[int, str]) -> str:

@@ -64,3 +64,9 @@ def update_of(content: RecordDict) -> Update:
     metrics = {name: float(value) for name, value in content[METRICS].items() if name != EXAMPLES}
     arrays = from_record(content[ARRAYS]) if ARRAYS in content else {}
     return Update(arrays, int(content[METRICS][EXAMPLES]), metrics)
+
+
+def last_line(text: str) -> str:
+    """The last line of a client's error, which names it."""
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"

@@ -8,7 +8,7 @@ from dp_accounting import GaussianDpEvent
 from dp_accounting.rdp import RdpAccountant
 from scipy.stats import norm
 
-from federated.consent import refused
+from federated.consent import Consent
 from federated.privacy import Accountant, Mechanism, SystemNoise, clipped, difference, epsilon_of, norm_of
 from kronos.errors import InputError
 
@@ -160,11 +160,20 @@ def test_settings_that_protect_nothing_or_allow_no_round_are_refused():
 def test_a_node_takes_part_only_with_the_protection_that_its_owner_insists_on():
     owner = {"partition-id": 1, "require-secure": True, "min-dp-noise": 0.5}
     share = Mechanism(1.0, 1.0).noise_share(secure=True, minimum_survivors=4)
-    assert refused(owner, secure=True, noise=share) is None
-    assert "require-secure" in refused(owner, secure=False, noise=1.0) and "require-secure" in refused(owner, secure=False, noise=None)
-    assert "min-dp-noise" in refused(owner, secure=True, noise=0.49)
-    assert refused(owner, secure=True, noise=None) is None, "nothing is uploaded that noise could hide"
-    assert refused({"partition-id": 1}, secure=False, noise=0.0) is None
-    for wrong in ({"require-secure": "yes"}, {"min-dp-noise": "much"}, {"min-dp-noise": -1}, {"min-dp-noise": float("nan")}):
-        with pytest.raises(InputError, match="node-config"):
-            refused(wrong, secure=True, noise=1.0)
+    insists = Consent.of(owner)
+    assert insists.refused(secure=True, noise=share) is None
+    assert "require-secure" in insists.refused(secure=False, noise=1.0) and "require-secure" in insists.refused(secure=False, noise=None)
+    assert "min-dp-noise" in insists.refused(secure=True, noise=0.49)
+    assert insists.refused(secure=True, noise=None) is None, "nothing is uploaded that noise could hide"
+    assert Consent.of({"partition-id": 1}).refused(secure=False, noise=0.0) is None
+
+
+def test_what_an_owner_asks_is_refused_in_one_message_where_it_cannot_be_read():
+    assert Consent.of({"min-secure-clients": 5}).min_secure_clients == 5 and Consent.of({}).min_secure_clients == 2
+    wrong = {"require-secure": ["yes", 1], "min-dp-noise": ["much", -1, float("nan"), True], "min-secure-clients": [1, "5", 2.5, True]}
+    for name, values in wrong.items():
+        for value in values:
+            with pytest.raises(InputError, match=f"^node-config: {name} is .*; expected"):
+                Consent.of({name: value})
+    with pytest.raises(InputError, match=r"require-secure is 'x'.*min-secure-clients is 1.*min-dp-noise is 'y'"):
+        Consent.of({"require-secure": "x", "min-secure-clients": 1, "min-dp-noise": "y"})

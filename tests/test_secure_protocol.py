@@ -107,6 +107,27 @@ def test_a_client_never_answers_below_the_threshold():
     refuses(room, {**told, **{name: told[name][:3] for name in ("nodes", "cipher_keys", "mask_keys")}}, "4 of 3 share holders")
 
 
+@pytest.mark.parametrize(
+    "stage, names, few",
+    [
+        (SETUP, ["clients"], lambda value: 4),
+        (SHARE_KEYS, ["nodes", "cipher_keys", "mask_keys"], lambda value: value[:4]),
+        (MASKED_INPUT, ["nodes"], lambda value: value[:3]),
+        (AGREE, ["survivors"], lambda value: value[:4]),
+    ],
+)
+def test_a_client_takes_no_part_with_fewer_clients_than_its_owner_wants_though_the_threshold_is_there(stage, names, few):
+    room, told = opened(stage)
+    told = {**told, **{name: few(told[name]) for name in names}}
+    kept = room.kept.get(1, b"")
+    if stage != SETUP:
+        kept = replace(Member.from_bytes(kept), least=5).to_bytes()
+    with pytest.raises(Refused, match=f"4 clients in stage {stage}, and its owner wants 5 ") as refused:
+        respond(kept, 1, told, lambda terms: (room.vector(1), []), least=5)
+    assert refused.value.kind == "few"
+    respond(room.kept.get(1, b""), 1, told, lambda terms: (room.vector(1), []), least=4)
+
+
 def test_a_client_answers_one_unmasking_and_no_second_one():
     room, told = opened(UNMASK)
     first = room.respond(1, told)

@@ -10,8 +10,8 @@ Six stages, in each of which clients may be lost:
     agree         each confirms to its neighbours, under keys that the server does not have, which model and which survivors it was told of
     unmask        each that sees a threshold of clients told the same gives, for every neighbour, either the share of the seed (it
                   survived) or of the private key (it did not)
-The masks of survivors cancel in the sum; those of lost clients are recomputed from the shares, each held against its proof again; a client's
-vector stays under its self-mask, even when it arrives after the client was given up.
+The masks of survivors cancel in the sum; those of lost clients are recomputed from the shares, each held against its proof again. A
+client's vector stays under its self-mask, even when it arrives after the client was given up.
 
 What it protects, from whom: a server that follows the protocol and remembers everything (honest but curious), and colluding clients fewer
 than the threshold, learn the sum over the survivors and nothing more of the others. Every client also refuses what a server that departs

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from federated.consent import Consent
 from federated.update import PARTITION, Update, from_record, to_record
 
 from .encoding import encode
@@ -31,9 +32,11 @@ def is_secure(msg: Message) -> bool:
 def answer(msg: Message, context: Context, work: Callable[[Message, Context], Update], sparse: bool = False) -> Message:
     """Reply to one stage of a secure round.
 
-    work: the local training; called once a round, in masked_input. sparse: see `member.respond`.
+    work: the local training; called once a round, in masked_input. sparse: see `member.respond`. How many clients there must be is for the
+    node's owner to say (`Consent.min_secure_clients`).
     Secrets are kept in context.state, which does not leave the client.
-    A refusal is a reply that names its kind; what exactly was wrong stays in this client's log. Errors of `work` are not caught.
+    A refusal is a reply that names its kind; what exactly was wrong stays in this client's log. Errors of `work` are not caught, nor
+    InputError for a node_config that cannot be read.
     """
     from flwr.app import ConfigRecord, Message, RecordDict
 
@@ -50,7 +53,7 @@ def answer(msg: Message, context: Context, work: Callable[[Message, Context], Up
     reply: dict[str, Any]
     try:
         told = {**msg.content.config_records[RECORD], SENT: digest_of(msg.content)}
-        kept, reply = respond(kept, node, told, produce, sparse)
+        kept, reply = respond(kept, node, told, produce, sparse, Consent.of(context.node_config).min_secure_clients)
     except Refused as refusal:
         log.warning("secure aggregation: this client leaves the round: %s", refusal)
         kept, reply = b"", {"refused": refusal.kind}

@@ -6,11 +6,12 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from federated.update import MALFORMED, from_record
+from federated.update import MALFORMED, from_record, last_line
 from kronos.errors import InputError
 
 from .client import RECORD, digest_of
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
 log = logging.getLogger(__name__)
+LOGGED = 300  # characters of a client's error
 QUICK_SHARE = 0.1  # of the round's time, for each of the five stages without training
 
 
@@ -158,7 +160,9 @@ class _Post:
         replies: Requests = {}
         for message in self.grid.send_and_receive(messages, timeout=self._stage_timeout_s(stage)):
             if message.has_error():
-                continue  # the cohort counts it as lost, and says so
+                said = shorten(last_line(message.error.reason), LOGGED)
+                log.warning("secure aggregation: client %d ended with an error: %s", message.metadata.src_node_id, said)
+                continue  # the cohort counts it as lost
             self.bytes_up += content_bytes(message.content)
             try:
                 replies[message.metadata.src_node_id] = _reply(message.content)
