@@ -144,3 +144,31 @@ def test_archives_and_pages_are_named_as_what_they_are(tmp_path):
         (tmp_path / "x.csv").write_bytes(content)
         with pytest.raises(InputError, match=message):
             load(str(tmp_path / "x.csv"))
+
+
+def yfinance(*tickers: str) -> pd.DataFrame:
+    """Bars as yfinance downloads them: times in the index, columns of two levels, prices in its own order."""
+    prices = minutes().set_index(pd.DatetimeIndex(minutes()["timestamps"], name="Date"))[["close", "high", "low", "open", "volume"]]
+    return pd.concat({ticker: prices.rename(columns=str.title) for ticker in tickers}, axis=1, names=["Ticker", "Price"]).swaplevel(axis=1)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_bars_of_yfinance_are_read_although_their_header_has_two_levels(tmp_path, kind):
+    path = tmp_path / f"AAPL.{kind}"
+    getattr(yfinance("AAPL"), f"to_{kind}")(path)
+    panel, _ = load(str(path))
+    np.testing.assert_array_equal(panel.times, minutes()["timestamps"].to_numpy("datetime64[ns]").astype(np.int64))
+    np.testing.assert_array_equal(panel.features[:, :5], minutes()[list(KRONOS_NAMES[:5])].to_numpy(np.float32))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_several_tickers_side_by_side_are_refused(tmp_path, kind):
+    path = tmp_path / f"both.{kind}"
+    getattr(yfinance("AAPL", "MSFT"), f"to_{kind}")(path)
+    with pytest.raises(InputError, match=r"(2 tickers|several symbols) side by side .*per (ticker|symbol)"):
+        load(str(path))
+
+
+def test_symbols_that_are_whole_floats_lose_their_point(tmp_path):
+    minutes().assign(symbol=600977.0).to_parquet(tmp_path / "x.parquet")
+    assert load(str(tmp_path / "x.parquet"))[0].series[0].symbol == "600977"

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from finetune.data.clocks import join_clock
+from finetune.data.clocks import join_clock, text_of
 from finetune.data.csv_bars import Table
 from finetune.data.panel import KRONOS_NAMES
 from finetune.data.problems import Problems, shown
@@ -133,10 +133,10 @@ def _series(table: Table, name: str) -> tuple[np.ndarray, list[str]]:
     if not column:
         return np.zeros(len(table.frame), np.int64), [name]
     symbols = table.frame[column]
-    text = symbols.astype(str).str.strip()
-    empty = symbols.isna().to_numpy() | (text == "").to_numpy(bool)
+    text = text_of(symbols)
+    empty = (text == "").to_numpy(bool)
     table.problems.add(np.flatnonzero(empty), "the symbol is empty", "write the symbol of every bar", column)
-    codes, found = pd.factorize(text.mask(empty, ""), sort=True)
+    codes, found = pd.factorize(text, sort=True)
     for code in [code for code, symbol in enumerate(found) if not str(symbol).isprintable()]:
         what = f"the symbol {shown(str(found[code]))} holds characters that cannot be shown"
         table.problems.add(np.flatnonzero(codes == code), what, "rename it", column)

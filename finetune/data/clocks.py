@@ -18,7 +18,7 @@ def join_clock(dates: pd.Series, clocks: pd.Series, source: str) -> pd.Series:
     Digits may have lost their leading zeros; the longest cell of the column tells hours and minutes from seconds. A column of whole moments
     is taken as it is. An empty cell makes the row's time empty. Raises InputError if it cannot be told which of the columns is the time.
     """
-    date, clock = _text(dates), _text(clocks)
+    date, clock = text_of(dates), text_of(clocks)
     date = date.str.replace(_MIDNIGHT, "", regex=True)
     given = clock[clock != ""]
     if given.str.fullmatch(_WHOLE).all() and (given.str.len() > _WIDTHS[-1]).all():
@@ -37,7 +37,7 @@ def join_clock(dates: pd.Series, clocks: pd.Series, source: str) -> pd.Series:
     return (date + " " + clock).mask((date == "") | (clock == ""), "").rename(dates.name)
 
 
-def _text(column: pd.Series) -> pd.Series:
+def text_of(column: pd.Series) -> pd.Series:
     """As text without surrounding blanks; "" where empty. Whole numbers that were read as floats lose their fraction."""
     text = column.astype(str).mask(column.isna(), "").str.strip()
     return text.str.replace(r"\.0+$", "", regex=True) if pd.api.types.is_float_dtype(column.dtype) else text

@@ -157,6 +157,8 @@ def _header(text: str, file: Path, notes: list[str]) -> _Header:
         names = [name.strip() for name in next(csv.reader([line], delimiter=separator))]
     except csv.Error as error:
         raise InputError(f"{file}: the header {shown(line)} cannot be read ({error}); write column names separated by commas") from error
+    if names[0] == "Price" and (tickers := _line(text, start + len(line))[1]).startswith(f"Ticker{separator}"):
+        return _yfinance_header(text, file, names, separator, tickers)
     if len(names) < 2:
         raise InputError(f"{file}: the first line {shown(line)} holds one field; separate columns by commas, semicolons or tabs")
     if all(name[:1].isdigit() for name in names if name):
@@ -167,6 +169,15 @@ def _header(text: str, file: Path, notes: list[str]) -> _Header:
         raise InputError(f"{file}: column {twice!r} is there {counts[twice]} times; remove or rename one")
     names = [name or f"unnamed_{place}" for place, name in enumerate(names, 1)]
     return _Header(1 + len(_LINE_END.findall(text[:start])), names, separator)
+
+
+def _yfinance_header(text: str, file: Path, names: list[str], separator: str, tickers: str) -> _Header:
+    """The three lines that pandas writes above bars of yfinance: Price,Close,... Ticker,AAPL,... and Date,,..."""
+    many = dict.fromkeys(tickers.strip().split(separator)[1:])
+    if len(many) > 1:
+        raise InputError(f"{file}: holds {len(many)} tickers side by side ({shown(', '.join(many))}); write one file per ticker")
+    below, times = _line(text, text.index(tickers) + len(tickers))
+    return _Header(1 + len(_LINE_END.findall(text[:below])), [times.split(separator)[0].strip() or "Date", *names[1:]], separator)
 
 
 def _line(text: str, start: int) -> tuple[int, str]:
@@ -261,8 +272,19 @@ def table_of_frame(frame: pd.DataFrame, source: str, *, mapping: Mapping[str, st
         unnamed = isinstance(frame.index, pd.DatetimeIndex) and frame.index.name is None
         named = [name for name in frame.index.names if name is not None and name not in frame.columns]
         frame = frame.rename_axis("timestamps").reset_index() if unnamed else frame.reset_index(level=named) if named else frame
+    if frame.columns.nlevels > 1:  # as yfinance gives them: (Close, AAPL)
+        frame = _one_level(frame, source)
     frame = frame.rename(columns=str)
     if not len(frame):
         raise InputError(f"{source}: holds no bars; give at least one row")
     chosen = choose_columns(list(frame.columns), source, mapping=mapping or {}, symbol_column=symbol_column)
     return Table(frame[chosen.all], chosen, Problems(source, np.arange(1, len(frame) + 1)))
+
+
+def _one_level(frame: pd.DataFrame, source: str) -> pd.DataFrame:
+    """Columns of several levels under the first one's names, where the others only repeat one symbol."""
+    names = frame.columns.get_level_values(0)
+    if names.has_duplicates:
+        example = ", ".join(shown(name) for name in frame.columns[:2])
+        raise InputError(f"{source}: holds several symbols side by side (columns {example} ...); give one frame or file per symbol")
+    return frame.set_axis(names, axis=1)
