@@ -11,6 +11,7 @@ from kronos.errors import InputError
 
 PRICES = ("open", "high", "low", "close")
 COLUMNS = (*PRICES, "volume", "amount")
+LARGEST = 1e150  # beyond it squares are not finite; some programs write 1.8e308 where nothing is known
 _EPSILON = 1e-5  # added to the standard deviation, as published
 
 
@@ -38,12 +39,14 @@ def prepare(
     Raises InputError.
     """
     values = _values(df, where)
-    stamps = [_stamps(x_timestamp, "x_timestamp", where), _stamps(y_timestamp, "y_timestamp", where)]
-    if len(stamps[0]) != len(values):
-        raise InputError(f"{where}x_timestamp has {len(stamps[0])} entries for {len(values)} bars: give one timestamp per row of df")
-    if len(stamps[1]) != pred_len:
-        raise InputError(f"{where}y_timestamp has {len(stamps[1])} entries, pred_len is {pred_len}: give one timestamp per bar to forecast")
-    return normalise(values, np.concatenate(stamps), clip, newest)
+    past, future = as_times(x_timestamp, "x_timestamp", where), as_times(y_timestamp, "y_timestamp", where)
+    if len(past) != len(values):
+        raise InputError(f"{where}x_timestamp has {len(past)} entries for {len(values)} bars: give one timestamp per row of df")
+    if len(future) != pred_len:
+        raise InputError(f"{where}y_timestamp has {len(future)} entries, pred_len is {pred_len}: give one timestamp per bar to forecast")
+    if past[0] > past[-1]:
+        raise InputError(f"{where}x_timestamp goes back from {past[0]} to {past[-1]}: give df and x_timestamp oldest first")
+    return normalise(values, np.concatenate([_stamps(past), _stamps(future)]), clip, newest)
 
 
 def normalise(values: np.ndarray, stamps: np.ndarray, clip: float, newest: int | None = None) -> Lookback:
@@ -80,7 +83,7 @@ def _column(df: pd.DataFrame, name: str, where: str) -> np.ndarray:
         raise InputError(f"{where}column {name} holds something that is not a number ({error}): clean it first") from error
     if column.ndim != 1:
         raise InputError(f"{where}df has column {name} more than once: drop or rename the others")
-    bad = np.flatnonzero(~np.isfinite(column))
+    bad = np.flatnonzero(~(np.abs(column) < LARGEST))
     if len(bad):
         raise InputError(f"{where}column {name} is {column[bad[0]]} in row {bad[0]} ({len(bad)} such rows): fill or drop them first")
     return column
@@ -89,15 +92,17 @@ def _column(df: pd.DataFrame, name: str, where: str) -> np.ndarray:
 def as_times(timestamps: Sequence, name: str, where: str = "") -> pd.DatetimeIndex:
     """Anything that holds times, as an index. Raises InputError naming the argument `name`."""
     try:
-        times = pd.DatetimeIndex(timestamps)
+        given = pd.Index(timestamps)
+        times = pd.DatetimeIndex(given)
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}{name} cannot be read as times ({error}): give a Series or DatetimeIndex of datetimes") from error
+    if pd.api.types.is_numeric_dtype(given):  # pandas takes any number for nanoseconds: row numbers become 1970
+        raise InputError(f"{where}{name} holds numbers, such as {given[0]}: give datetimes, e.g. pd.to_datetime({name}, unit='ms')")
     if times.hasnans:
         raise InputError(f"{where}{name} has no time at entry {int(np.argmax(times.isna()))}: fill or drop it")
     return times
 
 
-def _stamps(timestamps: Sequence, name: str, where: str) -> np.ndarray:
-    """[n, 5] int64 of the wall clock that the timestamps show (their own zone, if they have one)."""
-    times = as_times(timestamps, name, where)
+def _stamps(times: pd.DatetimeIndex) -> np.ndarray:
+    """[n, 5] int64 of the wall clock that the times show (their own zone, if they have one)."""
     return np.stack([times.minute, times.hour, times.day_of_week, times.day, times.month], axis=1).astype(np.int64)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from kronos.bars import COLUMNS, Lookback, normalise, prepare
+from kronos.bars import COLUMNS, LARGEST, Lookback, normalise, prepare
 from kronos.calendar import future_times
 from kronos.distribution import Forecast, checked_levels, make_consistent
 from kronos.errors import InputError
@@ -57,6 +57,8 @@ class _Request:
         for name, value in (("pred_len", self.horizon), ("sample_count", self.samples)):
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
                 raise InputError(f"{name} is {value!r}: it must be a whole number, 1 or more")
+        if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer)):
+            raise InputError(f"seed is {self.seed!r}: it must be a whole number, or None for another one in each call")
         if self.context not in CONTEXTS:
             raise InputError(f"context is {self.context!r}: it must be one of {', '.join(CONTEXTS)}")
 
@@ -229,7 +231,7 @@ class KronosPredictor:
             raise InputError(
                 f"values {values.shape} and stamps {stamps.shape} do not fit: give [B, P, {len(COLUMNS)}] and [B, P + {pred_len}, 5]"
             )
-        if bad := int((~np.isfinite(values)).any((1, 2)).sum()):
+        if bad := int((~(np.abs(values) < LARGEST)).any((1, 2)).sum()):
             raise InputError(f"{bad} of {batch} series hold bars that are not finite: fill or drop them first")
         newest = self._newest(request)
         series = [normalise(*one, self.clip, newest) for one in zip(values, stamps, strict=True)]

@@ -32,10 +32,11 @@ class Inference:
     def packed(self) -> tuple[PackedPredictor, PackedTokenizer]:
         """Predictor and tokenizer as they are now."""
         state = [_state_of(module) for module in self.modules]
-        if self._packed is None or self._packed[0] != state:
-            self._packed = None  # two packed forms at once would be one too many
-            self._packed = (state, self._pack())
-        return self._packed[1]
+        found = self._packed  # read once: another thread may be packing
+        if found is None or found[0] != state:
+            found = self._packed = None  # two packed forms at once would be one too many
+            found = self._packed = (state, self._pack())
+        return found[1]
 
     def _pack(self) -> tuple[PackedPredictor, PackedTokenizer]:
         model, tokenizer = self.modules

@@ -1,6 +1,7 @@
 """Drawing tokens: temperature, top-k and top-p together, and random numbers that belong to (seed, series, sample, step)."""
 
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from kronos.errors import InputError
 
 _CHUNK = 16  # rows drawn at once on a CPU: their tables stay in the second-level cache
 _UNIFORM_BITS = 52
+_COLDEST = 1e-30  # logits divided by it fit into float32; what is colder draws the likeliest all the same
 _LARGEST = 1 - 2.0**-_UNIFORM_BITS  # times any float64 total this stays below that total, so that some token is always beyond it
 
 
@@ -22,6 +24,9 @@ class Sampling:
     top_p: float = 0.9
 
     def __post_init__(self) -> None:
+        for name, value in (("temperature T", self.temperature), ("top_p", self.top_p)):
+            if not isinstance(value, Real):
+                raise InputError(f"{name} is {value!r}: it must be a number")
         if not 0 < self.temperature < float("inf"):
             raise InputError(
                 f"temperature T is {self.temperature!r}: it must be above 0 (for the likeliest token at every step use top_k=1)"
@@ -56,8 +61,14 @@ def draw(logits: Tensor, uniforms: Tensor, how: Sampling) -> Tensor:
     """One token per row: logits [..., V] and uniforms [...] in [0, 1) -> ids [...] int64. The same uniform gives the same token."""
     if logits.device.type == "cpu":
         return _draw_on_cpu(logits, uniforms, how)
+    return _draw_in_torch(logits, uniforms, how)
+
+
+def _draw_in_torch(logits: Tensor, uniforms: Tensor, how: Sampling) -> Tensor:
+    """Without a wait for the accelerator."""
     wide = torch.float32 if logits.device.type == "mps" else torch.float64
-    filtered = filter_logits(logits.to(torch.promote_types(logits.dtype, torch.float32)) / how.temperature, how.top_k, how.top_p)
+    scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / max(how.temperature, _COLDEST)
+    filtered = filter_logits(scaled, how.top_k, how.top_p)
     cumulative = filtered.to(wide).softmax(-1).cumsum(-1)
     threshold = uniforms.to(wide).unsqueeze(-1) * cumulative[..., -1:]
     picked = torch.searchsorted(cumulative, threshold, right=True)
@@ -79,7 +90,7 @@ def _pick(logits: np.ndarray, uniforms: np.ndarray, how: Sampling) -> np.ndarray
     count, size = logits.shape
     p = np.subtract(logits, logits.max(1, keepdims=True), dtype=np.float64)
     if how.temperature != 1:
-        p /= how.temperature
+        p /= max(how.temperature, _COLDEST)
     np.exp(p, out=p)
     limit = min(how.top_k, size) if how.top_k > 0 else size
     if limit < size or how.top_p < 1:
@@ -110,7 +121,7 @@ def uniforms(seed: int, series: np.ndarray, samples: np.ndarray, steps: int) -> 
     series: uint64 keys [B]; samples: sample numbers [S].
     """
     golden = np.uint64(0x9E3779B97F4A7C15)
-    h = np.full((1, 1, 1, 1), seed % 2**64, dtype=np.uint64)
+    h = np.full((1, 1, 1, 1), int(seed) % 2**64, dtype=np.uint64)
     axes = (series.astype(np.uint64)[:, None, None, None], samples.astype(np.uint64)[:, None, None])
     for part in (*axes, np.arange(steps, dtype=np.uint64)[:, None], np.arange(2, dtype=np.uint64)):
         h = _mix(_mix(h) + golden + part)

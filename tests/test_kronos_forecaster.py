@@ -15,7 +15,9 @@ import torch
 from kronos import InputError, KronosPredictor, Sampling, load_predictor, load_tokenizer
 from kronos.cache import CachedPredictor, Plan
 from kronos.forecaster import CONTEXTS, _Request
+from kronos.inference import Inference
 from kronos.int8 import quantized_predictor, quantized_tokenizer
+from kronos.packed import PackedPredictor
 from kronos.portions import portions
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -144,6 +146,29 @@ def test_missing_volume_is_zero_and_missing_amount_is_volume_times_mean_price(fo
     assert ask(forecaster, volume).equals(ask(forecaster, volume.assign(amount=volume["volume"] * prices.mean(axis=1))))
 
 
+def test_a_seed_of_numpy_is_a_seed(forecaster):
+    assert ask(forecaster, seed=np.int64(3)).equals(ask(forecaster, seed=3))
+
+
+def test_weights_that_another_thread_packs_meanwhile_are_packed_once_more(forecaster):
+    class Shared(Inference):
+        """As seen by a thread: what it read is gone when it looks again."""
+
+        @property
+        def _packed(self):
+            found, self._seen = self._seen, None
+            return found
+
+        @_packed.setter
+        def _packed(self, value):
+            self._seen = value
+
+    shared = Shared(forecaster.model, forecaster.tokenizer)
+    assert isinstance(shared.packed()[0], PackedPredictor)
+    shared._packed = ([], None)  # of former weights
+    assert isinstance(shared.packed()[0], PackedPredictor)
+
+
 def test_scaling_all_prices_scales_the_forecast(forecaster):
     bars = BARS[["open", "high", "low", "close"]][:30]
     one, thousand = ask(forecaster, bars), ask(forecaster, bars * 1000)
@@ -176,6 +201,11 @@ def test_nan_prices_text_and_wrong_lengths_are_named_with_row_and_column(forecas
         (lambda: ask(forecaster, horizon=0), "pred_len is 0"),
         (lambda: ask(forecaster, sample_count=0), "sample_count is 0"),
         (lambda: ask(forecaster, T=0.0), "temperature T is 0.0"),
+        (lambda: ask(forecaster, top_p="0.9"), "top_p is '0.9': it must be a number"),
+        (lambda: ask(forecaster, seed=1.5), "seed is 1.5"),
+        (lambda: ask(forecaster, BARS[:30].assign(volume=np.finfo(float).max)), r"column volume is 1.79\d+e\+308 in row 0"),
+        (lambda: forecaster.predict(BARS[:9], BARS.index[:9], TIMES[9:12], 3), "x_timestamp holds numbers, such as 0"),
+        (lambda: forecaster.predict(BARS[:9], TIMES[8::-1], TIMES[9:12], 3), "x_timestamp goes back from .*oldest first"),
         (lambda: ask(forecaster, horizon=50), "y_timestamp has 40 entries, pred_len is 50"),
         (lambda: forecaster.predict(BARS[:9], TIMES[:8], TIMES[9:12], 3), "x_timestamp has 8 entries for 9 bars"),
         (lambda: forecaster.predict(BARS[:9], TIMES[:9], ["a", "b", "c"], 3), "y_timestamp cannot be read as times"),

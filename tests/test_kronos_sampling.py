@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kronos import InputError, Sampling
-from kronos.sampling import draw, filter_logits, uniforms
+from kronos.sampling import _draw_in_torch, draw, filter_logits, uniforms
 
 LOGITS = torch.tensor([[0.4, 0.25, 0.15, 0.1, 0.06, 0.04]]).log()
 
@@ -44,6 +44,15 @@ def test_draws_follow_temperature_and_limits():
     p = (LOGITS / 0.5).softmax(-1)[0]
     p[3:] = 0  # squared, the first three of five hold .95
     torch.testing.assert_close(share, (p / p.sum()).float(), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("how", [Sampling(5e-324), Sampling(1e-40, 3, 1.0), Sampling(0.7, 4, 0.8), Sampling(2.0, 0, 1.0)])
+def test_a_gpus_way_of_drawing_gives_the_tokens_of_the_cpus(how):
+    logits = 8 * torch.randn(500, 40, generator=torch.Generator().manual_seed(0))
+    u = torch.from_numpy(uniforms(0, np.arange(500, dtype=np.uint64), np.array([0]), 1)[:, 0, 0, 0])
+    assert torch.equal(_draw_in_torch(logits, u, how), draw(logits, u, how))
+    if how.temperature < 1e-30:
+        assert torch.equal(draw(logits, u, how), logits.argmax(-1))
 
 
 def test_extreme_uniforms_never_reach_a_filtered_token():
