@@ -204,6 +204,7 @@ def test_an_intraday_store_is_backtested_by_bars_and_counted_by_days(tmp_path):
     np.testing.assert_allclose(found.report["bench"], bench, atol=1e-6)
     assert found.figures["benchmark"]["annual_return"] == pytest.approx(bench.sum() / 10 * 365, rel=1e-4)
     assert found.figures["excess_with_cost"]["annual_return"] > 2
+    assert found.figures["compounded_return"] == pytest.approx(found.report["account"].iloc[-1] / 1e6 - 1)
     assert "too few for an interval" in verdict("mean", "SH600001", found.figures)
 
 

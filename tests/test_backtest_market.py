@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
-from backtests import wide
-from qlib_bars import CHANGING, SUSPENDED, small_store
+from backtests import FREE, as_signal, rules, sizes, wide
+from qlib_bars import CHANGING, SUSPENDED, market, small_store
 
 from finetune.data.qlib_store import open_store
-from finetune.evaluation.backtest import equal_weight, index_returns
+from finetune.data.qlib_writing import write_store
+from finetune.evaluation.backtest import equal_weight, index_returns, run_backtests
 
 
 @pytest.fixture(scope="module")
@@ -37,3 +39,32 @@ def test_a_benchmark_without_some_closes_returns_nothing_there_and_it_is_said(st
     line = index_returns(store, SUSPENDED, pd.DatetimeIndex(store.calendar[90:120]), notes)
     assert not line.isna().any() and (line.iloc[10:20] == 0).all() and line.iloc[20] != 0
     assert notes == [f"{SUSPENDED} lacks 10 of 30 closes: its return is 0 there"]
+
+
+@pytest.mark.parametrize("nothing", [0.0, -5.0])
+def test_a_close_that_is_no_price_is_a_suspension_and_neither_a_loss_nor_a_gain(tmp_path, nothing):
+    found = []
+    for name, value in (("missing", np.nan), ("worthless", nothing)):
+        frames = market(5, 40)
+        frames["SH600001"].iloc[20, :6] = value
+        store = open_store(write_store(tmp_path / name, frames))
+        best = wide(store, "$open") * 0 + np.arange(5) % 2  # SH600001 or SH600003, and it is held
+        section = sizes(backtest_time_range=["2021-01-12", "2021-02-25"], n_symbol_hold=2)
+        found.append(run_backtests(store, {"mean": as_signal(best.fillna(1))}, section, rules(**FREE), benchmark="SH600001"))
+    missing, worthless = found
+    for line in missing.lines:
+        np.testing.assert_allclose(worthless.lines[line], missing.lines[line], rtol=0, atol=1e-12)
+    columns = ["account", "return", "bench"]
+    pd.testing.assert_frame_equal(worthless.signals["mean"].report[columns], missing.signals["mean"].report[columns])
+    assert "1 bars have a close of 0 or below: the symbol is taken for suspended there" in worthless.notes
+
+
+def test_bars_without_a_deal_price_are_dealt_at_the_close_and_counted_whether_it_is_missing_or_zero(tmp_path):
+    for name, value in (("missing", np.nan), ("zero", 0.0)):
+        frames = market(5, 40)
+        frames["SH600001"].loc[frames["SH600001"].index[20:23], "open"] = value
+        store = open_store(write_store(tmp_path / name, frames))
+        signal = as_signal(wide(store, "$close") * 0 + np.arange(5))
+        section = sizes(backtest_time_range=["2021-01-12", "2021-02-25"], n_symbol_hold=2)
+        found = run_backtests(store, {"mean": signal}, section, rules(**FREE))
+        assert found.notes[-1].startswith("3 bars have a close but no open: whatever is dealt there is dealt at the close")

@@ -179,7 +179,7 @@ def trading_bars(store: Store, backtest: BacktestSection) -> tuple[pd.DatetimeIn
 
 def index_returns(store: Store, benchmark: str, bars: pd.DatetimeIndex, notes: list[str]) -> pd.Series:
     """Returns of a symbol of the store at `bars`, from close to close; missing closes are noted. Raises InputError naming near symbols."""
-    closes = store.closes(benchmark, 'backtest.benchmark (a symbol of the store, or "equal" for the equal weight of the pool)')
+    closes = _priced(store.closes(benchmark, 'backtest.benchmark (a symbol of the store, or "equal" for the equal weight of the pool)'))
     if closes.reindex(bars).isna().all():
         raise InputError(f"backtest.benchmark: {benchmark} has no close between {bars[0]} and {bars[-1]}; choose another, or equal")
     if missing := int(closes.reindex(bars).isna().sum()):
@@ -194,7 +194,7 @@ def equal_weight(store: Store, pool: str, bars: pd.DatetimeIndex) -> pd.Series:
     first, end = calendar.get_indexer([bars[0], bars[-1]])
     around = calendar[max(0, first - _MARGIN_BARS) : end + 1]
     closes = store.features(sorted(members), ["$close"], around[0], around[-1])["$close"].astype(np.float64)
-    closes = closes.unstack("instrument").reindex(around).ffill()
+    closes = _priced(closes).unstack("instrument").reindex(around).ffill()
     inside = np.zeros(closes.shape, bool)
     for column, symbol in enumerate(closes.columns):
         for start, stop in members[symbol]:
@@ -204,6 +204,11 @@ def equal_weight(store: Store, pool: str, bars: pd.DatetimeIndex) -> pd.Series:
     counted[0] = False
     mean = np.where(counted, returns, 0.0).sum(1) / np.maximum(counted.sum(1), 1)
     return pd.Series(mean, index=around).reindex(bars).rename("equal")
+
+
+def _priced(closes: pd.Series) -> pd.Series:
+    """Without closes of 0 or below, which some stores hold on suspended days: no return leads there or back."""
+    return closes.where(closes > 0)
 
 
 def open_prices(store: Store, symbols: Sequence[str], bars: pd.DatetimeIndex, exchange: ExchangeSection) -> Exchange:
@@ -281,6 +286,8 @@ def _range(dates: Sequence[str]) -> tuple[pd.Timestamp, pd.Timestamp]:
 
 def _price_notes(prices: Exchange, exchange: ExchangeSection) -> list[str]:
     notes = []
+    if worthless := prices.quote.worthless:
+        notes.append(f"{worthless:,} bars have a close of 0 or below: the symbol is taken for suspended there")
     if missing := prices.quote.count("$close", prices.buy_price):
         notes.append(f"{missing:,} bars have a close but no {prices.buy_price[1:]}: whatever is dealt there is dealt at the close")
     if prices.trade_w_adj_price and exchange.trade_unit:

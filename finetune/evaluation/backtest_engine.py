@@ -27,12 +27,14 @@ with quietly():
     from qlib.backtest.signal import Signal
     from qlib.contrib.strategy import TopkDropoutStrategy
 
+_NO_PRICE = 1e-8  # Qlib deals at the close where its deal price is no more than this
 _NEXT_TO_NOTHING = 1e-12  # Qlib divides by the cost of buying when cash is short: a rate of 0 would end the run
 
 
 class ArrayQuote(BaseQuote):
     """Qlib's quotes as one float64 array [symbols, bars, fields]. One question is about one bar, as an executor of the data's own
-    frequency asks; a bar that a symbol does not have is NaN, which Qlib takes for suspended.
+    frequency asks; a bar that a symbol does not have is NaN, which Qlib takes for suspended. So is one with a close of 0 or below (some
+    stores hold suspended days so), at which Qlib would value what is held. worthless: how many those are.
     """
 
     def __init__(self, quote_df: pd.DataFrame, freq: str) -> None:
@@ -44,6 +46,8 @@ class ArrayQuote(BaseQuote):
         self._rows = {name: number for number, name in enumerate(names)}
         self._table = np.full((len(names), len(self._times), len(self._columns)), np.nan)
         self._table[row, bar] = quote_df.to_numpy(np.float64)
+        none = self._table[:, :, self._columns["$close"]] <= 0
+        self._table[none], self.worthless = np.nan, int(none.sum())
         self._bars: dict[pd.Timestamp, int | None] = {}
 
     def get_all_stock(self) -> Mapping[str, int]:
@@ -61,9 +65,9 @@ class ArrayQuote(BaseQuote):
         return 0.0 if method == "sum" and value != value else value
 
     def count(self, present: str, missing: str) -> int:
-        """How many bars have one field and lack the other."""
+        """How many bars have one field and lack the other, a price."""
         seen, lacking = (self._table[:, :, self._columns[name]] for name in (present, missing))
-        return int((np.isfinite(seen) & ~np.isfinite(lacking)).sum())
+        return int((np.isfinite(seen) & ~(lacking > _NO_PRICE)).sum())
 
 
 class OrderedPosition(Position):

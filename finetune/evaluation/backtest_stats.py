@@ -55,7 +55,7 @@ def statistics(report: pd.DataFrame, *, annual_days: float, draws: int = 2000, s
         "cost_per_year": float(days["cost"].mean() * annual_days),
         "invested": float((days["value"] / days["account"]).mean()),
         "account": float(days["account"].iloc[-1]),
-        "compounded_return": float((1 + days["net"]).prod() - 1),
+        "compounded_return": float((1 + report["return"] - report["cost"]).prod() - 1),  # by bars: a day's sum is not what it grew by
         "interval": interval(days["excess"], annual_days=annual_days, draws=draws, seed=seed, block=block),
         "yearly": yearly(days, annual_days),
     }
