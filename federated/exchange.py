@@ -17,7 +17,7 @@ from federated.robust import Rules, accept, outliers
 from federated.roster import Client
 from federated.secure.server import SecureOutcome, SecureRound, content_bytes
 from federated.settings import Settings
-from federated.update import ARRAYS, CLIENT, CONFIG, MALFORMED, Update, last_line, to_record, update_of
+from federated.update import ARRAYS, CLIENT, CONFIG, MALFORMED, Update, last_line, table, to_record, update_of
 
 Arrays = dict[str, np.ndarray]
 _NOTHING = {"none": np.zeros(1, np.float32)}  # what a secure evaluation sums besides its metrics
@@ -84,10 +84,7 @@ class Exchange:
             if reply.has_error():
                 return None, last_line(reply.error.reason)
             try:
-                told = json.loads(str(reply.content[CLIENT]["told"]))
-                if not isinstance(told, dict):
-                    raise TypeError("it is no table of facts")
-                return told, ""
+                return table(json.loads(str(reply.content[CLIENT]["told"]))), ""
             except MALFORMED as error:
                 return None, f"its reply is not one of this protocol ({type(error).__name__}: {error})"
         return None, "no reply"

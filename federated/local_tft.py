@@ -16,6 +16,7 @@ import torch
 from federated.bars import group_count, own_panel, paths_of, stamps
 from federated.settings import Settings, names
 from federated.task import PIECES, Local, Node, Stage, Weights, local_settings
+from federated.update import table
 from finetune.data.panel import Panel
 from finetune.engine.config import load_config
 from kronos.errors import InputError
@@ -64,22 +65,16 @@ def heard(told: dict[str, Any]) -> None:
     """Raises KeyError, TypeError or ValueError for a hello that `facts` cannot read."""
     vocabulary = told["vocabulary"]
     columns = [(vocabulary["symbols"], str), (vocabulary["periods"], str)]
-    columns += [(values, int) for values in _table(vocabulary["categories"]).values()]
+    columns += [(values, int) for values in table(vocabulary["categories"]).values()]
     if not all(isinstance(values, list) and all(isinstance(value, kind) for value in values) for values, kind in columns):
         raise TypeError("the vocabulary is no lists of names and categories")
-    for ones, labels in _table(told["labels"]).values():
+    for ones, labels in table(told["labels"]).values():
         if not (isinstance(ones, int) and isinstance(labels, int) and 0 <= ones <= labels < 1 << 53):
             raise ValueError(f"{ones} positive of {labels} labels")
-    for how in _table(told["targets"]).values():
-        _table(_table(how).get("horizon", {}))
-    for thresholds in _table(told["thresholds"]).values():
-        _table(thresholds)
-
-
-def _table(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError(f"{type(value).__name__} where a table is expected")
-    return value
+    for how in table(told["targets"]).values():
+        table(table(how).get("horizon", {}))
+    for thresholds in table(told["thresholds"]).values():
+        table(thresholds)
 
 
 def facts(settings: Settings, hellos: list[dict[str, Any]]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from federated.records import text_table
 from federated.robust import version_mismatch
 from federated.secure.settings import MIN_CLIENTS
 from federated.settings import Settings, package_version
-from federated.update import CLIENT, MALFORMED, PARTITION, VERSION, last_line
+from federated.update import CLIENT, MALFORMED, PARTITION, VERSION, last_line, table
 from kronos.errors import InputError
 
 _TOLD = 100  # characters of a reason in the table
@@ -115,9 +115,7 @@ class Roster:
         node = reply.metadata.src_node_id
         try:
             record = reply.content[CLIENT]
-            told = json.loads(str(record["told"]))
-            if not isinstance(told, dict):
-                raise TypeError(f"{shorten(str(told), _TOLD)} is no table of facts")
+            told = table(json.loads(str(record["told"])))
             if "reason" in told:
                 told = {"reason": str(told["reason"]) or "no reason given"}
             else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from flwr.serverapp import Grid
@@ -26,7 +27,7 @@ from federated.secure.server import SecureRound
 from federated.secure.settings import MIN_CLIENTS, SecureSettings
 from federated.settings import Settings, run_config
 from federated.task import PIECES, Weights
-from federated.update import ARRAYS, from_record
+from federated.update import ARRAYS, MALFORMED, from_record
 from finetune.engine import checkpoint
 from finetune.engine.errors import Interrupted
 from finetune.engine.files import read_json, write_json
@@ -36,6 +37,7 @@ from finetune.engine.tracking import Run
 from kronos.errors import InputError
 
 NAME = "federation"
+_TOLD = 200  # characters of an error
 SPENT = "privacy.json"  # noise multipliers of all rounds that clients were asked to train in, also of those that came to nothing
 # what a resumed run may have otherwise: how long it goes on, where it is, how patient it is
 _MAY_DIFFER = {"num-server-rounds", "run-folder", "resume", "round-timeout-s", "checkpoint-every-rounds", "num-workers"}
@@ -79,7 +81,7 @@ class Federation:
         enough_clients(settings.strategy, len(clients), self.malicious, secure=settings.secure)
         self.facts = self.model.facts(settings, [client.told for client in clients])
         self.exchange = Exchange(grid, settings, self.facts)
-        self.weights: Weights = self.model.weights(settings, self.facts | self._described(clients))
+        self.weights = self._described(clients)
         self.strategy = strategies.make_strategy(settings)
         self.mechanism = Mechanism(settings.dp_max_norm, settings.dp_sigma, settings.dp_mode) if settings.private else None
         self.done, self.best, self.best_round = 0, float("inf"), 0
@@ -98,15 +100,19 @@ class Federation:
     def malicious(self) -> int:
         return self.settings.malicious_clients if self.settings.strategy == "krum" else 0
 
-    def _described(self, clients: list[Client]) -> dict[str, Any]:
-        """What only a client can tell of the model (see `client_app.describe`): the first that answers."""
+    def _described(self, clients: list[Client]) -> Weights:
+        """The model. Where only clients can describe it (see `client_app.describe`): of the first whose description is one."""
         if not hasattr(self.model, "describe"):
-            return {}
+            return self.model.weights(self.settings, self.facts)
         reasons: dict[int, str] = {}
         for client in clients:
             told, why = self.exchange.describe(client)
-            if told is not None:
-                return told
+            try:
+                if told is not None:
+                    return self.model.weights(self.settings, self.facts | told)
+            except (*MALFORMED, AssertionError, MemoryError, RuntimeError) as error:  # what building from a stranger's numbers can raise
+                why = f"what it describes is no model ({type(error).__name__}: {shorten(str(error), _TOLD)})"
+            self.run.say(f"partition {client.partition} cannot describe the model: {why}")
             reasons[client.partition] = why
         raise InputError(f"no client could describe the model: {grouped(reasons)}")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,13 @@ ARRAYS, METRICS, CONFIG, CLIENT = "arrays", "metrics", "config", "client"  # nam
 EXAMPLES = "num-examples"
 PARTITION, VERSION = "partition-id", "version"
 MALFORMED = (ArithmeticError, AttributeError, EOFError, LookupError, TypeError, ValueError)  # what reading a stranger's reply can raise
+
+
+def table(value: Any) -> dict[str, Any]:
+    """What a stranger sent as a JSON table. Raises TypeError (one of MALFORMED) for anything else."""
+    if not isinstance(value, dict):
+        raise TypeError(f"{type(value).__name__} where a table is expected")
+    return value
 
 
 @dataclass(frozen=True)

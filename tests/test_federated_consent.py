@@ -1,7 +1,5 @@
 """What a node's owner decides, whatever the server's run-config says."""
 
-from pathlib import Path
-
 import federated_tiny as tiny
 import pytest
 
@@ -11,11 +9,6 @@ from finetune.engine.files import read_json_lines
 from kronos.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
-
-
-@pytest.fixture(scope="module")
-def yaml(tmp_path_factory) -> Path:
-    return tiny.write_yaml(tmp_path_factory.mktemp("bars"))
 
 
 @pytest.mark.parametrize(

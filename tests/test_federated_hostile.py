@@ -1,9 +1,10 @@
 """Nonsense from one client costs that client its place, not the others their round."""
 
-from pathlib import Path
+import json
 
 import federated_tiny as tiny
 import pytest
+import tft_data
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from federated import local_tft, rounds
@@ -26,11 +27,6 @@ NUMBERS = dict.fromkeys(TEXTS, 2**62)
 
 def array(content: bytes, shape=(3,), kind="numpy.ndarray") -> ArrayRecord:
     return ArrayRecord({"words": Array("uint32", shape, kind, content)})
-
-
-@pytest.fixture(scope="module")
-def yaml(tmp_path_factory) -> Path:
-    return tiny.write_yaml(tmp_path_factory.mktemp("bars"))
 
 
 def answering(grid, kind_of, node: int, wanted: str, content: RecordDict) -> None:
@@ -71,32 +67,25 @@ def test_nonsense_at_any_stage_of_a_secure_round_loses_its_sender_alone(stage, c
     assert outcome.dropped == {stage: [1]}
 
 
-@pytest.mark.parametrize("wrong", [lambda v: ["x"] * len(v), lambda v: [b"x"] * (len(v) - 1), lambda v: "x" * len(v)])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda nodes, values: (nodes, ["x"] * len(values)),
+        lambda nodes, values: (nodes, [b"x"] * (len(values) - 1)),
+        lambda nodes, values: (nodes, "x" * len(values)),
+        lambda nodes, values: ([*nodes, nodes[0]], [*values, values[0]]),  # one client twice
+    ],
+)
 @pytest.mark.parametrize("stage, name", [("share_keys", "sealed"), ("agree", "tags"), ("unmask", "shares")])
-def test_values_of_another_type_for_the_right_clients_lose_their_sender_alone(stage, name, wrong):
+def test_values_of_another_type_or_number_for_clients_lose_their_sender_alone(stage, name, wrong):
     base = the_model(size=4)
     room = Room(some_updates(base, 4), base)
 
     def ask(at, requests):
         replies = room.ask(at, {node: dict(ConfigRecord(request)) for node, request in requests.items()})  # as Flower carries them
         if at == stage:
-            replies[1] = {**replies[1], name: wrong(replies[1][name])}
-        return replies
-
-    room.cohort.run(ask)
-    assert {at: lost for at, lost in room.cohort.lost.items() if lost} == {stage: [1]}
-
-
-@pytest.mark.parametrize("stage, name", [("share_keys", "sealed"), ("agree", "tags"), ("unmask", "shares")])
-def test_a_client_named_twice_in_a_reply_loses_its_sender_alone(stage, name):
-    base = the_model(size=4)
-    room = Room(some_updates(base, 4), base)
-
-    def ask(at, requests):
-        replies = room.ask(at, requests)
-        if at == stage:
-            reply = replies[1]
-            replies[1] = {"nodes": [*reply["nodes"], reply["nodes"][0]], name: [*reply[name], reply[name][0]]}
+            nodes, values = wrong(replies[1]["nodes"], replies[1][name])
+            replies[1] = {**replies[1], "nodes": nodes, name: values}
         return replies
 
     room.cohort.run(ask)
@@ -190,6 +179,26 @@ def test_nonsense_for_the_models_description_is_no_description(yaml, tmp_path, t
     answering(grid, lambda message: message.metadata.message_type, 2, "query.model", content)
     described, why = Exchange(grid, run, {}).describe(Client(2, 1, {}))
     assert described is None and "its reply is not one of this protocol" in why
+
+
+def test_a_table_that_describes_no_model_is_passed_over_for_the_next_clients(tmp_path, capsys):
+    run = tiny.settings(tft_data.write_config(tmp_path), tmp_path / "run", model="tft", num_server_rounds=1, fraction_evaluate=0.0)
+    grid = tiny.grid(run, 4)
+    for node, told in enumerate([{"task": {}}, {"task": [1]}, {"task": {"sizes": {"hidden": -8}, "targets": {"up": "bce"}}}], 1):
+        content = RecordDict({CLIENT: ConfigRecord({"told": json.dumps(told)})})
+        answering(grid, lambda message: message.metadata.message_type, node, "query.model", content)
+    assert read_json_lines(rounds.federate(grid, run) / "rounds.jsonl")[0]["answered"] == [0, 1, 2, 3]
+    out = capsys.readouterr().out
+    for partition in range(3):
+        assert f"partition {partition} cannot describe the model: what it describes is no model (" in out
+
+
+def test_if_nobody_describes_a_model_the_error_says_of_each_why(tmp_path):
+    run = tiny.settings(tft_data.write_config(tmp_path), tmp_path / "run", model="tft")
+    grid = tiny.grid(run, 1)
+    answering(grid, lambda m: m.metadata.message_type, 1, "query.model", RecordDict({CLIENT: ConfigRecord({"told": "{}"})}))
+    with pytest.raises(InputError, match=r"no client could describe the model: partition 0: .* no model \(KeyError: 'task'\)"):
+        rounds.federate(grid, run)
 
 
 @pytest.mark.parametrize("least, fix", [(2, "train without secure"), (5, "lower it")])

@@ -15,11 +15,6 @@ from kronos.errors import InputError
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
-@pytest.fixture(scope="module")
-def yaml(tmp_path_factory) -> Path:
-    return tiny.write_yaml(tmp_path_factory.mktemp("bars"), rows=45)
-
-
 def weights(folder: Path) -> dict[str, np.ndarray]:
     return load_file(next((folder / "checkpoints").glob("last-*")) / "model.safetensors")
 

@@ -16,22 +16,10 @@ from federated import client_app, local_tft, rounds, settings
 from federated.task import Node
 from federated.update import ARRAYS, CLIENT, from_record, to_record
 from finetune.engine.files import read_json, read_json_lines
-from kronos import load_predictor, load_tokenizer
 from kronos.errors import InputError
 from tft.rows import save_with_manifest
 
-
-@pytest.fixture(scope="module")
-def yaml(tmp_path_factory) -> Path:
-    return tiny.write_yaml(tmp_path_factory.mktemp("bars"))
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(request, monkeypatch):
-    """Drawing takes longer than training here; one test looks at the picture."""
-    if "picture" not in request.node.name:
-        monkeypatch.setattr("federated.pictures.draw_run", lambda *_: None)
-        monkeypatch.setattr("finetune.engine.curves.draw_curves", lambda *_: None)
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def weights(folder: Path) -> dict[str, np.ndarray]:
@@ -54,23 +42,6 @@ def poisoned(monkeypatch, partition: int, change) -> None:
         return reply
 
     monkeypatch.setattr(client_app, "_in_clear", in_clear)
-
-
-def test_a_run_leaves_models_records_a_table_and_a_picture(yaml, tmp_path, capsys):
-    folder = tiny.simulate(yaml, tmp_path / "run")
-    told = capsys.readouterr().out
-    assert told.index("| partition | bars") < told.index("round 1: 3 of 3 clients")
-    load_tokenizer(folder / "best_model" / "tokenizer")
-    load_predictor(folder / "best_model" / "predictor")
-    assert (folder / "checkpoints" / "round-0001" / "predictor").is_dir()
-    lines = read_json_lines(folder / "rounds.jsonl")
-    assert [line["round"] for line in lines] == [1, 2]
-    assert lines[0]["asked"] == lines[0]["answered"] == [0, 1, 2] and set(lines[0]["loss"]) == {"0", "1", "2"}
-    assert lines[0]["bytes_up"] > lines[0]["model_bytes"] * 3 and lines[0]["samples_total"] == sum(lines[0]["samples"].values())
-    assert {line["split"] for line in read_json_lines(folder / "metrics.jsonl")} == {"train", "val"}
-    assert list((folder / "tensorboard").iterdir()) and (folder / "federation.png").stat().st_size > 10_000
-    assert "| round | asked | answered |" in (folder / "rounds.md").read_text()
-    assert read_json(folder / "status.json")["state"] == "done" and read_json(folder / "summary.json")["rounds"] == 2
 
 
 def test_two_runs_are_equal_to_the_bit_although_replies_come_in_another_order(yaml, tmp_path):
