@@ -129,6 +129,18 @@ def test_histories_stop_at_gaps_and_at_the_beginning_of_a_series(origins):
     assert deviation[0, 0] == pytest.approx(past_returns(origins, 10, 6).std(ddof=1))
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_close_that_is_no_price_has_no_return_and_leaves_every_baseline_finite(origins):
+    row, features = int(origins.rows[-1]), origins.panel.features.copy()
+    features[row - 8, 3], features[row - 4, 3] = 0, -1
+    holed = replace(origins, panel=replace(origins.panel, features=features))
+    past = history(holed, np.array([len(origins) - 1]), 12).returns[0]
+    assert (past[[3, 4, 7, 8]] == 0).all()
+    np.testing.assert_allclose(np.delete(past, [3, 4, 7, 8]), np.delete(past_returns(origins, -1, 12), [3, 4, 7, 8]), atol=1e-12)
+    for one in make_baselines(ALL, holed, 0, lambda _: None):
+        assert np.isfinite(one.paths(holed, np.array([len(origins) - 1]), 30)).all(), one.name
+
+
 def changed_after(panel: Panel, row: int) -> Panel:
     """The same panel with other prices in every series from the day after `row`."""
     features = panel.features.copy()

@@ -155,6 +155,16 @@ def test_information_coefficients_are_the_mean_over_moments_of_scipys(rng):
     assert table["ic"]["overall"] == pytest.approx(np.mean(table["ic"]["by_step"]))
 
 
+def test_coefficients_that_are_the_same_at_every_moment_have_no_ratio_whatever_rounding_makes_of_them(rng):
+    moment, series = (grid.ravel() for grid in np.meshgrid(np.arange(30), np.arange(12), indexing="ij"))
+    outcome = rng.normal(size=(360, 2))
+    for forecast, value in ((3 * outcome + 0.1, 1), (-outcome, -1)):
+        table = ic_table(forecast, outcome, moment, series)
+        assert table["ic"]["overall"] == pytest.approx(value) and table["rank_ic"]["overall"] == pytest.approx(value)
+        for name in ("icir", "rank_icir"):
+            assert np.isnan([table[name]["overall"], *table[name]["by_step"]]).all()
+
+
 def test_below_ten_symbols_there_is_no_information_coefficient(rng):
     moment, series = (grid.ravel() for grid in np.meshgrid(np.arange(8), np.arange(9), indexing="ij"))
     assert ic_table(*rng.normal(size=(2, 72, 1)), moment, series) is None

@@ -52,14 +52,14 @@ class History:
 
 
 def history(origins: Origins, index: np.ndarray, length: int) -> History:
-    """Up to `length` returns before each origin, from its unbroken stretch only."""
+    """Up to `length` returns before each origin, from its unbroken stretch only; 0 to and from a close of 0 or below."""
     panel, rows = origins.panel, origins.rows[index]
     stretches = np.union1d(panel.offsets[:-1], panel.breaks)
     first = stretches[np.searchsorted(stretches, rows, side="right") - 1]
     at = np.maximum(rows[:, None] + np.arange(-length, 1), first[:, None])  # before the stretch: its first row again, masked below
     closes = panel.features[at, CLOSE].astype(np.float64)
-    ratio = closes[:, 1:] / closes[:, :-1]
-    return History(np.log(np.where(ratio > 0, ratio, 1.0)), np.minimum(rows - first, length))
+    logs = np.log(np.where(closes > 0, closes, np.nan))
+    return History(np.nan_to_num(np.diff(logs)), np.minimum(rows - first, length))
 
 
 class Baseline:

@@ -22,6 +22,7 @@ from finetune.evaluation.scores import (
 
 FEWEST_SYMBOLS = 10  # an information coefficient across fewer is a draw of luck
 PIT_BINS = 20
+_ROUNDING = 1e-9  # correlations that differ by no more between moments are equal
 
 
 def score_table(forecasts: Forecasts, origins: Origins, keep: np.ndarray) -> dict[str, Any]:
@@ -142,4 +143,5 @@ def _or_nan(values: np.ndarray) -> float:
 
 
 def _ratio(values: np.ndarray) -> float:
-    return float(values.mean() / values.std(ddof=1)) if len(values) > 1 and values.std() > 0 else float("nan")
+    spread = values.std(ddof=1) if len(values) > 1 else 0.0
+    return float(values.mean() / spread) if spread > _ROUNDING else float("nan")
