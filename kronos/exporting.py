@@ -221,6 +221,9 @@ def _replacing(out: Path) -> Iterator[Path]:
     """A new folder beside `out` to write to; takes its place when the block ends well, is removed when it does not."""
     temporary, former = (out.with_name(f".{out.name}.{os.getpid()}.{what}") for what in ("tmp", "old"))
     try:
+        shutil.rmtree(temporary, ignore_errors=True)  # of a killed export: in a container every start has the same process number
+        if out.exists():
+            shutil.rmtree(former, ignore_errors=True)
         with explained(out):
             temporary.mkdir(parents=True)
         yield temporary

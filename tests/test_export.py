@@ -57,6 +57,16 @@ def test_what_is_exported_forecasts_exactly_what_the_pair_forecasts(tmp_path, fo
     assert sorted(path.name for path in tmp_path.iterdir()) == [out.name]
 
 
+def test_what_a_killed_export_left_does_not_hinder_a_process_of_the_same_number(tmp_path):
+    export_pair(pair(), tmp_path / "pair")
+    for what in ("tmp", "old"):
+        left = tmp_path / f".pair.{os.getpid()}.{what}"
+        left.mkdir()
+        (left / "bundle.json").touch()
+    export_pair(pair(), tmp_path / "pair")
+    assert [path.name for path in tmp_path.iterdir()] == ["pair"]
+
+
 def test_the_folders_of_a_float_bundle_are_in_the_published_format(tmp_path):
     bundle = pair()
     export_pair(bundle, tmp_path / "pair")

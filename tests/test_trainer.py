@@ -1,6 +1,7 @@
 """The loop: accumulation, remainder, schedules, validation, best model, early stop, and refusing to go on from nonsense."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -109,6 +110,7 @@ def test_schedules_rise_to_the_peak_and_fall_to_their_floor(name):
     rates = [learning_rate(i, 200, s) for i in range(200)]
     assert max(rates) == pytest.approx(1.0) and rates.index(max(rates)) == 19
     assert all(a < b for a, b in pairwise(rates[:20])) and all(a > b for a, b in pairwise(rates[19:]))
+    assert learning_rate(0, 1, replace(s, warmup_ratio=0.0)) == 1.0, "an only step learns something"
     assert rates[0] >= 0.1 and rates[-1] == pytest.approx(0.001 if name == "onecycle" else 0.05)
 
 

@@ -14,7 +14,7 @@ def learning_rate(step: int, total_steps: int, settings: FitSettings) -> float:
     onecycle is the two-phase cosine of Smith and Topin (2018), without momentum cycling: Adam's betas stay as configured.
     """
     s, peak = settings, settings.learning_rate
-    if s.schedule in ("constant", "plateau"):
+    if s.schedule in ("constant", "plateau") or total_steps == 1:  # without a warm-up an only step would be at the floor
         return peak
     warm = max(1, round(s.warmup_ratio * total_steps)) if s.warmup_ratio > 0 else 0
     start = peak / s.div_factor
