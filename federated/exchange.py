@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -38,6 +39,11 @@ class Answers:
     mean: SecureOutcome | None = None
     survivors: list[int] = field(default_factory=list)
     stages: dict[str, list[int]] = field(default_factory=dict)
+
+    def leave_out(self, partition: int, why: str) -> None:
+        """An update that was accepted is not, after all."""
+        self.failed[partition] = why
+        del self.updates[partition], self.contents[partition]
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -107,10 +113,10 @@ class Exchange:
         limits = {client.partition: client for client in clients}
         for partition in sorted(found):  # sorted: sums in another order differ in their last bits
             self._enter(answers, partition, found[partition], base, rules, limits[partition])
+        _same_metrics(answers)
         if base is not None and self.settings.outlier_factor:
             for partition, why in outliers(answers.updates, base, self.settings.outlier_factor).items():
-                answers.failed[partition] = why
-                del answers.updates[partition], answers.contents[partition]
+                answers.leave_out(partition, why)
         answers.survivors = list(answers.updates)
         answers.updates = {p: replace(update, arrays={}) for p, update in answers.updates.items()}  # their arrays are in `contents`
         return answers
@@ -123,9 +129,9 @@ class Exchange:
             return
         most = 1 if self.settings.private else max(client.train, int(client.told["val"]))  # with noise all weigh the same
         why = accept(update, base or {}, Rules(rules.max_norm, rules.max_change, most))
-        others = next(iter(answers.updates.values()), None)
-        if why is None and others is not None and others.metrics.keys() != update.metrics.keys():
-            why = "its metrics have other names than those of the other clients"
+        needed = "val_loss" if base is None else "train_loss"
+        if why is None and needed not in update.metrics:
+            why = f"its metrics lack {needed}"
         if why is not None:
             answers.failed[partition] = why
             return
@@ -140,9 +146,17 @@ class Exchange:
         )
         lost = {stage: sorted(of_node[node] for node in nodes) for stage, nodes in outcome.dropped.items()}
         survivors = sorted(of_node[node] for node in outcome.survivors)
-        failed = {p: f"lost in stage {stage}" for stage, partitions in lost.items() for p in partitions if p not in survivors}
-        failed |= {of_node[node]: why for node, why in outcome.refused.items()}
+        stage_of = {node: stage for stage, nodes in outcome.dropped.items() for node in nodes if node not in outcome.survivors}
+        failed = {of_node[node]: f"lost in stage {stage}: {outcome.reasons[node]}" for node, stage in stage_of.items()}
         return Answers(failed, outcome.bytes_down, outcome.bytes_up, mean=outcome, survivors=survivors, stages=lost)
+
+
+def _same_metrics(answers: Answers) -> None:
+    """Leave out whose metrics have other names than those of most: one client must not decide for the others."""
+    names = {partition: tuple(sorted(update.metrics)) for partition, update in answers.updates.items()}
+    for common, _ in Counter(names.values()).most_common(1):
+        for partition in [partition for partition, own in names.items() if own != common]:
+            answers.leave_out(partition, "its metrics have other names than those of most clients")
 
 
 def model_bytes(arrays: Mapping[str, np.ndarray]) -> int:

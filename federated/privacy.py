@@ -85,10 +85,10 @@ class Mechanism:
         """
         if not 0 < share <= 1:
             raise ValueError(f"share of the noise {share}: expected above 0 and at most 1")
-        result = clipped(update, base, self.clip)
-        if self.mode == "server" or self.sigma == 0:
-            return result
-        return _noisy(result, self.sigma * self.clip * share, rng)
+        deltas = _scaled_down(update, base, self.clip)
+        if self.mode == "client" and self.sigma > 0:  # before the one rounding to float32, which could double a step of large weights
+            deltas = {name: delta + self.sigma * self.clip * share * rng.standard_normal(delta.shape) for name, delta in deltas.items()}
+        return _moved(base, deltas)
 
     def on_server(self, mean: Arrays, survivors: int, rng: Noise) -> dict[str, np.ndarray]:
         """The mean of `survivors` equally weighted clients with noise of standard deviation σ·C / survivors; unchanged in client mode."""
@@ -199,12 +199,21 @@ def clipped(update: Arrays, base: Arrays, clip: float) -> dict[str, np.ndarray]:
 
     Raises ValueError for other names or shapes than the base's, and for values that are not finite.
     """
+    return _moved(base, _scaled_down(update, base, clip))
+
+
+def _scaled_down(update: Arrays, base: Arrays, clip: float) -> dict[str, np.ndarray]:
+    """The change, float64, with a norm of at most `clip`."""
     deltas = difference(update, base)
     norm = norm_of(deltas)
     if not math.isfinite(norm):
         raise ValueError("an update with values that are not finite cannot be clipped")
     scale = min(1.0, clip / norm) if norm > 0 else 1.0
-    return {name: (base[name] + scale * delta).astype(np.float32) for name, delta in deltas.items()}
+    return {name: scale * delta for name, delta in deltas.items()}
+
+
+def _moved(base: Arrays, deltas: Arrays) -> dict[str, np.ndarray]:
+    return {name: (base[name] + delta).astype(np.float32) for name, delta in deltas.items()}
 
 
 def difference(update: Arrays, base: Arrays) -> dict[str, np.ndarray]:

@@ -168,6 +168,13 @@ def test_a_node_takes_part_only_with_the_protection_that_its_owner_insists_on():
     assert Consent.of({"partition-id": 1}).refused(secure=False, noise=0.0) is None
 
 
+def test_noise_is_added_before_weights_are_rounded_or_a_change_within_the_norm_could_be_twice_as_large():
+    base = {"w": np.full(10_000, 1.5 * 2**24, np.float32)}  # float32 moves in steps of 2 here
+    update = {"w": base["w"] + np.float32(2)}  # norm 200
+    noisy = Mechanism(150.0, 0.02).on_client(update, base, np.random.default_rng(0))["w"]
+    assert difference({"w": noisy}, base)["w"].mean() == pytest.approx(1.5, abs=0.15)
+
+
 def test_what_an_owner_asks_is_refused_in_one_message_where_it_cannot_be_read():
     assert Consent.of({"min-secure-clients": 5}).min_secure_clients == 5 and Consent.of({}).min_secure_clients == 2
     wrong = {"require-secure": ["yes", 1], "min-dp-noise": ["much", -1, float("nan"), True], "min-secure-clients": [1, "5", 2.5, True]}

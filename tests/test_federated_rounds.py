@@ -164,6 +164,20 @@ def test_a_poisoned_update_is_rejected_and_named(yaml, tmp_path, monkeypatch, fa
     assert line["answered"] == [0, 2] and set(line["failed"]) == {"1"}
 
 
+@pytest.mark.parametrize("metrics, why", [({"train_loss": 1.0, "odd": 1.0}, "other names than those of most"), ({}, "lack train_loss")])
+def test_metrics_of_other_names_lose_their_sender_and_not_the_others(yaml, tmp_path, monkeypatch, metrics, why):
+    honest = client_app.trained
+
+    def odd(message, context):
+        update = honest(message, context)
+        return replace(update, metrics=metrics) if context.node_config["partition-id"] == 0 else update
+
+    monkeypatch.setattr(client_app, "trained", odd)
+    run = tiny.simulate(yaml, tmp_path / "run", num_server_rounds=1, kronos_part="tokenizer", fraction_evaluate=0.0)
+    line = read_json_lines(run / "rounds.jsonl")[0]
+    assert line["answered"] == [1, 2] and why in line["failed"]["0"]
+
+
 def test_a_flipped_update_is_bounded_by_strategies_that_look_at_single_ones(tmp_path, monkeypatch):
     yaml = tiny.write_yaml(tmp_path, rows=40, series=5)
 

@@ -36,7 +36,8 @@ class Cohort:
     """The clients of one round as the server sees them.
 
     nodes: ids of those asked. length: words of a vector for a number of metrics. sent: digest of the model they are sent. After `run`:
-    lost (stage -> ids), refused (id -> why), survivors (ids whose vectors are in the sum), metrics (names).
+    lost (stage -> ids), reasons (id -> why it was lost), refused (the same, of those beyond range or weight), survivors (ids whose vectors
+    are in the sum), metrics (names).
     """
 
     def __init__(self, settings: SecureSettings, nodes: Collection[int], terms: Terms, length: Callable[[int], int], sent: bytes = b""):
@@ -48,7 +49,7 @@ class Cohort:
         self.left = list(self.asked)
         self.lost: dict[str, list[int]] = {stage: [] for stage in STAGES}
         self.refused: dict[int, str] = {}
-        self.reasons: set[str] = set()
+        self.reasons: dict[int, str] = {}
         self.heard: set[bytes] = set()  # public keys
         self.survivors: list[int] = []
         self.metrics: list[str] = []
@@ -101,15 +102,18 @@ class Cohort:
 
     def _lose(self, stage: str, node: int, why: str) -> None:
         log.warning("secure aggregation: client %d is lost in stage %s: %s", node, stage, why)
-        self.reasons.add(why)
+        self.reasons[node] = why
         self.left.remove(node)
         self.lost[stage].append(node)
 
     def _need_quorum(self, stage: str) -> None:
         if len(self.left) < self.quorum:
             gone = ", ".join(f"{where}: {nodes}" for where, nodes in self.lost.items() if nodes)
-            why = f"too few of {len(self.asked)} clients are left; lost in {gone} ({'; '.join(sorted(self.reasons))})"
+            why = f"too few of {len(self.asked)} clients are left; lost in {gone} ({self._said()})"
             raise SecureAggregationHalted(stage, self.left, self.quorum, why)
+
+    def _said(self) -> str:
+        return "; ".join(sorted(set(self.reasons.values())))
 
     def _check_keys(self, node: int, reply: dict[str, Any]) -> None:
         cipher, mask = reply["cipher_key"], reply["mask_key"]
@@ -212,7 +216,7 @@ class Cohort:
             try:
                 secret = shamir.combine(shares[node], self.terms.threshold)
             except ValueError as error:
-                why = f"secrets of client {node} do not open: {error} ({'; '.join(sorted(self.reasons))})"
+                why = f"secrets of client {node} do not open: {error} ({self._said()})"
                 raise SecureAggregationHalted(UNMASK, self.left, self.quorum, why) from error
             if node in self.survivors:
                 add_stream(total, self_mask_key(self.binding, secret), -1)

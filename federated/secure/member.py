@@ -163,18 +163,19 @@ class Member:
         if not isinstance(numbers, list) or len(numbers) != len(sources) or not all(isinstance(number, int) for number in numbers):
             raise Refused("protocol", f"numbers is not one for each of {len(sources)} clients")
         columns = [_bytes(told, name, sources) for name in ("sealed", f"{SEED}_proofs", f"{KEY}_proofs")]
+        seen = self._listed()
         for source, number, *given in zip(sources, numbers, *columns, strict=True):
             try:
-                self._receive(source, number, *given)
+                self._receive(seen, source, number, *given)
             except (Refused, ValueError) as error:
                 log.warning("secure aggregation: this client shares nothing with client %d: %s", source, error)
                 bad.append(source)
         return {"bad": bad}
 
-    def _receive(self, source: int, number: int, sealed: bytes, *shown: bytes) -> None:
-        """Keep both shares of `source`, whose proofs are `shown`. Raises Refused or ValueError where anything about them is wrong."""
+    def _receive(self, seen: bytes, source: int, number: int, sealed: bytes, *shown: bytes) -> None:
+        """Keep both shares of `source`, whose proofs are `shown`. seen: of `_listed`. Raises Refused or ValueError."""
         cipher, public = self.peers[source]
-        plain = keys.unseal(self.binding, self.cipher_private, cipher, source, self.node, sealed, self._listed())
+        plain = keys.unseal(self.binding, self.cipher_private, cipher, source, self.node, sealed, seen)
         pair = plain[: shamir.SHARE_BYTES], plain[shamir.SHARE_BYTES :]
         for kind, key, share, proof in zip((SEED, KEY), (b"", public), pair, shown, strict=True):
             context = share_context(self.binding, kind, source, public)

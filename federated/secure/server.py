@@ -36,8 +36,9 @@ class SecureOutcome:
     """The result of a secure round.
 
     arrays: weighted mean of the clients' weights by name, float64. examples: their sum, None with equal weights. metrics: weighted means.
-    survivors: node ids in the mean. dropped: stage -> node ids lost there (those lost from agree on are in the mean all the same). refused:
-    node id -> why, of those who would have been clipped or counted too much. clipped: values clipped, all clients. clip_range: ±.
+    survivors: node ids in the mean. dropped: stage -> node ids lost there (those lost from agree on are in the mean all the same). reasons:
+    node id -> why it was lost. refused: the same of those who would have been clipped or counted too much. clipped: values clipped, all
+    clients. clip_range: ±.
     error_bound: most that rounding can have moved a value. bytes_up, bytes_down: of all stages, records as they are sent.
     """
 
@@ -46,6 +47,7 @@ class SecureOutcome:
     metrics: dict[str, float]
     survivors: list[int]
     dropped: dict[str, list[int]]
+    reasons: dict[int, str]
     refused: dict[int, str]
     clipped: int
     clip_range: float
@@ -81,6 +83,7 @@ class SecureRound:
             metrics=result.metrics,
             survivors=cohort.survivors,
             dropped={stage: nodes for stage, nodes in cohort.lost.items() if nodes},
+            reasons=cohort.reasons,
             refused=cohort.refused,
             clipped=result.clipped,
             clip_range=terms.clip,
