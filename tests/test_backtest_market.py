@@ -68,3 +68,19 @@ def test_bars_without_a_deal_price_are_dealt_at_the_close_and_counted_whether_it
         section = sizes(backtest_time_range=["2021-01-12", "2021-02-25"], n_symbol_hold=2)
         found = run_backtests(store, {"mean": signal}, section, rules(**FREE))
         assert found.notes[-1].startswith("3 bars have a close but no open: whatever is dealt there is dealt at the close")
+
+
+def test_bars_without_volume_are_traded_on_and_counted_unless_orders_are_bound_to_volume(tmp_path):
+    frames = market(5, 40)
+    frames["SZ000004"] = frames.pop("SH600004").assign(volume=lambda frame: frame["volume"].where(np.arange(40) % 10 > 0, 0.0))
+    store = open_store(write_store(tmp_path / "store", frames))
+    signal = as_signal(wide(store, "$close") * 0 + np.arange(5))
+    section = sizes(backtest_time_range=["2021-01-18", "2021-02-25"], n_symbol_hold=1)
+    free, bound = (
+        run_backtests(store, {"mean": signal}, section, rules(**FREE, volume_threshold=share), benchmark="SH600001")
+        for share in (None, 0.1)
+    )
+    told = "3 bars have a close but a volume of 0: orders are dealt there too (exchange.volume_threshold forbids it)"
+    assert told in free.notes and not any("volume of 0" in note for note in bound.notes)
+    assert free.signals["mean"].positions["datetime"].min() == pd.Timestamp("2021-01-18")  # the tenth bar is one of them
+    assert bound.signals["mean"].positions["datetime"].min() == pd.Timestamp("2021-01-19")

@@ -288,6 +288,9 @@ def _price_notes(prices: Exchange, exchange: ExchangeSection) -> list[str]:
     notes = []
     if worthless := prices.quote.worthless:
         notes.append(f"{worthless:,} bars have a close of 0 or below: the symbol is taken for suspended there")
+    silent = prices.quote.silent()
+    if silent and exchange.volume_threshold is None:
+        notes.append(f"{silent:,} bars have a close but a volume of 0: orders are dealt there too (exchange.volume_threshold forbids it)")
     if missing := prices.quote.count("$close", prices.buy_price):
         notes.append(f"{missing:,} bars have a close but no {prices.buy_price[1:]}: whatever is dealt there is dealt at the close")
     if prices.trade_w_adj_price and exchange.trade_unit:

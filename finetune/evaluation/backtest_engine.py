@@ -69,6 +69,11 @@ class ArrayQuote(BaseQuote):
         seen, lacking = (self._table[:, :, self._columns[name]] for name in (present, missing))
         return int((np.isfinite(seen) & ~(lacking > _NO_PRICE)).sum())
 
+    def silent(self) -> int:
+        """How many bars have a close and a volume of 0."""
+        close, volume = (self._table[:, :, self._columns[name]] for name in ("$close", "$volume"))
+        return int((np.isfinite(close) & (volume == 0)).sum())
+
 
 class OrderedPosition(Position):
     """A position that lists its symbols in alphabetical order, and is copied without copying its numbers one by one."""
