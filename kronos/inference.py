@@ -55,7 +55,13 @@ class Inference:
         return {**vars(self), "_packed": None}
 
 
-def _state_of(module: nn.Module) -> list[tuple[int, int, torch.dtype]]:
-    """Changes whenever a weight does: where it lies, and how often it was written in place (writes through `.data` are not counted)."""
-    weights = chain(module.parameters(), module.buffers())
-    return [(weight.data_ptr(), -1 if weight.is_inference() else weight._version, weight.dtype) for weight in weights]
+@torch.no_grad()
+def _state_of(module: nn.Module) -> tuple[list[float], list[tuple[int, int, torch.dtype]]]:
+    """Changes whenever a weight does: the first number of each, where it lies, and how often it was written in place.
+
+    The numbers are there for torch's fused optimisers and for writes through `.data`: torch counts neither.
+    """
+    parts = chain.from_iterable((*part._parameters.values(), *part._buffers.values()) for part in module.modules())
+    weights = [weight for weight in parts if weight is not None]
+    numbers = torch.cat([weight.as_strided((1,), (1,)) for weight in weights]).tolist()
+    return numbers, [(weight.data_ptr(), -1 if weight.is_inference() else weight._version, weight.dtype) for weight in weights]
