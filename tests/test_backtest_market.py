@@ -84,3 +84,14 @@ def test_bars_without_volume_are_traded_on_and_counted_unless_orders_are_bound_t
     assert told in free.notes and not any("volume of 0" in note for note in bound.notes)
     assert free.signals["mean"].positions["datetime"].min() == pd.Timestamp("2021-01-18")  # the tenth bar is one of them
     assert bound.signals["mean"].positions["datetime"].min() == pd.Timestamp("2021-01-19")
+
+
+@pytest.mark.parametrize(("freq", "last", "days"), [("B", "2021-04-23", 263), ("D", "2021-03-14", 365)])
+def test_a_year_of_other_days_than_the_ratios_are_annualised_by_is_told(tmp_path, freq, last, days):
+    store = open_store(write_store(tmp_path / "store", market(3, 90, freq=freq)))
+    signal = as_signal(wide(store, "$close") * 0 + np.arange(3))
+    for annual in (252, 365):
+        section = sizes(backtest_time_range=["2021-01-06", last], n_symbol_hold=1)
+        notes = run_backtests(store, {"mean": signal}, section, rules(annual_days=annual)).notes
+        told = f"bars lie on {days} days a year, and ratios are annualised by {annual} (exchange.annual_days)"
+        assert (told in notes) == (abs(days - annual) > 30), notes

@@ -153,6 +153,13 @@ def test_years_stand_in_rows_of_their_own():
     assert rows == [["2023", "8"], ["2024", "262"], ["2025", "30"]]
 
 
+def test_a_report_of_bars_within_a_day_says_that_nothing_is_held_overnight():
+    days, bars = made_up(40), made_up(40)
+    bars.store.freq = "60min"
+    told = "A symbol may be sold on the day it was bought: hold_thresh counts bars."
+    assert told in as_text(bars) and told not in as_text(days)
+
+
 def test_names_at_the_ends_of_lines_keep_their_order_and_do_not_overlap():
     places = _apart(np.array([0.1, 0.11, 0.115, 0.5, 0.9]), 0.05)
     assert (np.diff(places) >= 0.05 - 1e-12).all()

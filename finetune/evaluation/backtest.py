@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _HOLIDAY_DAYS = 14  # a range may end in the holidays after the store's last bar, or begin in those before its first
 _MARGIN_BARS = 250  # read before the first bar, so that a symbol suspended there has a last close
+_ENOUGH_DAYS, _OTHER_YEAR = 60, 0.1  # so many days show how many a year has; a share by which that may differ from the configured one
 HEADLINE = "mean"  # which signal decides where all are run: chosen beforehand, not the best
 
 
@@ -129,7 +130,7 @@ def run_backtests(
         store=store,
         backtest=backtest,
         exchange=exchange,
-        notes=[*notes, *_price_notes(prices, exchange)],
+        notes=[*notes, *_price_notes(prices, exchange), *_year_notes(bars, exchange)],
     )
 
 
@@ -151,7 +152,7 @@ def run_backtest(
     scores = checked_signal(store, signal, name, bars, backtest, seed)
     prices = open_prices(store, scores.symbols, bars, exchange)
     found = _run(store, scores, bars, prices, backtest, exchange, known, seed)
-    found.notes.extend([*notes, *_price_notes(prices, exchange)])
+    found.notes.extend([*notes, *_price_notes(prices, exchange), *_year_notes(bars, exchange)])
     return found
 
 
@@ -296,3 +297,14 @@ def _price_notes(prices: Exchange, exchange: ExchangeSection) -> list[str]:
     if prices.trade_w_adj_price and exchange.trade_unit:
         notes.append(f"the store has no factor for some bars: trade units of {exchange.trade_unit} cannot be kept, amounts are fractional")
     return notes
+
+
+def _year_notes(bars: pd.DatetimeIndex, exchange: ExchangeSection) -> list[str]:
+    """Markets that never close have 365 days a year; by the 252 of an exchange their ratios would be told a sixth too low."""
+    days = bars.normalize().unique()
+    if len(days) < _ENOUGH_DAYS:
+        return []
+    per_year = (len(days) - 1) / ((days[-1] - days[0]) / pd.Timedelta(days=365.25))
+    if abs(per_year / exchange.annual_days - 1) <= _OTHER_YEAR:
+        return []
+    return [f"bars lie on {per_year:.0f} days a year, and ratios are annualised by {exchange.annual_days:g} (exchange.annual_days)"]

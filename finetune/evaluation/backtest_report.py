@@ -263,6 +263,11 @@ def _caveats(found: Backtests) -> list[str]:
         )
     if days < 2 * found.exchange.annual_days:
         lines.append(f"{days:,} days are few: an information ratio of 1 needs about four years to be told from 0.")
+    if found.store.freq != "day":
+        lines.append(
+            "A symbol may be sold on the day it was bought: hold_thresh counts bars. Where shares are held overnight (T+1), let it be as "
+            "many as a day has."
+        )
     lines += [
         "Returns are summed, not compounded, as in pyqlib's risk_analysis; the column compounded is the account's growth. A drawdown is "
         "that of the sum, counted from 0.",
