@@ -32,7 +32,7 @@ def save_module(module: nn.Module, folder: str | Path) -> Path:
 
     Returns the folder. Raises InputError where it cannot be written.
     """
-    folder = Path(folder)
+    folder, module = Path(folder), _uncompiled(module)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     with atomic_path(folder / WEIGHTS_FILE) as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
@@ -43,11 +43,17 @@ def save_module(module: nn.Module, folder: str | Path) -> Path:
 
 def fingerprint(module: nn.Module) -> str:
     """Hex digest of a module's configuration and weights, the same on every device; keys caches of what the module computed."""
+    module = _uncompiled(module)
     digest = hashlib.blake2b(json.dumps(module.config, sort_keys=True).encode(), digest_size=16)
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _uncompiled(module: nn.Module) -> nn.Module:
+    """What torch.compile(module) is a wrapper of: it names every weight `_orig_mod.…`."""
+    return getattr(module, "_orig_mod", module)
 
 
 def load_module(cls: type, name: str | Path, *, revision: str | None = None, overrides: Mapping[str, Any] | None = None) -> nn.Module:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from kronos import InputError, KronosPredictor, Sampling, load_predictor, load_tokenizer
+from kronos import InputError, KronosPredictor, Sampling, fingerprint, load_predictor, load_tokenizer, save_module
 from kronos.cache import CachedPredictor, Plan
 from kronos.forecaster import CONTEXTS, _Request
 from kronos.inference import Inference
@@ -313,3 +313,9 @@ def test_only_what_is_asked_for_stays_in_memory(forecaster):
 def test_compiled_blocks_give_the_same_forecast(forecaster):
     compiled = KronosPredictor(forecaster.model, forecaster.tokenizer, "cpu", max_context=64, compile="eager")
     np.testing.assert_allclose(ask(compiled, sample_count=3), ask(forecaster, sample_count=3), rtol=1e-4)
+
+
+def test_a_compiled_model_is_saved_under_its_own_names(tmp_path):
+    model = load_predictor(GOLDEN / "predictor")
+    compiled = torch.compile(model)
+    assert fingerprint(compiled) == fingerprint(model) == fingerprint(load_predictor(save_module(compiled, tmp_path)))
