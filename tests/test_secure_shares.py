@@ -133,10 +133,19 @@ def test_shares_of_another_key_than_the_published_one_lose_their_dealer_before_i
     assert right(room) == {SHARE_KEYS: [LIAR]} and "shares of another key" in room.cohort.reasons[LIAR]
 
 
-def test_shares_that_lie_on_no_polynomial_of_the_degree_are_found_whatever_the_dealer_fixed_beforehand(monkeypatch):
-    """Each share has its true hash, and they open nothing: only the challenge shows it."""
+@pytest.mark.parametrize(
+    "spoil_share",
+    [
+        lambda share: share[:2] + shamir.new_secret(),  # on no polynomial of the degree
+        lambda share: (1).to_bytes(2, "big") + share[2:],  # all with one number
+    ],
+)
+def test_shares_that_open_nothing_are_found_although_their_dealer_fixed_them_beforehand(monkeypatch, spoil_share):
+    """Each share has its true hash."""
     room, shares_of = room_of(5), shamir.shares_of
-    spoilt = lambda coefficients, count: [s[:2] + shamir.new_secret() for s in shares_of(coefficients, count)]  # noqa: E731
+
+    def spoilt(coefficients, count):
+        return [spoil_share(share) for share in shares_of(coefficients, count)]
 
     def spoil(member, reply, targets):
         with monkeypatch.context() as patch:
@@ -250,6 +259,26 @@ def test_a_proof_and_one_share_fewer_than_the_threshold_fit_every_secret():
     assert again[: threshold - 1] == shares[: threshold - 1] and shamir.combine(again, threshold) == shamir.packed(other)
     assert all(proof.fits(share, number) for number, share in enumerate(shares, 1))
     assert not any(proof.fits(share, number) for number, share in enumerate(again, 1) if number >= threshold)
+
+
+def forged(guess, count=5, threshold=3):
+    """(shares of no secret, their proof) of a dealer that knew the challenge beforehand."""
+    sums = shamir.polynomial(shamir.new_secret(), threshold)
+    shares = [number.to_bytes(2, "big") + shamir.new_secret() for number in range(1, count + 1)]
+    blind = [shamir.value_at(sums, number) - guess * int.from_bytes(share[2:], "big") for number, share in enumerate(shares, 1)]
+    hashes = [proofs._hash(b"context", share, other % shamir.ORDER) for share, other in zip(shares, blind, strict=True)]
+    return shares, b"".join([*hashes, *map(shamir.packed, sums)])
+
+
+def test_who_knew_the_challenge_beforehand_could_prove_anything_and_nobody_does(monkeypatch):
+    def fitting():
+        shares, data = forged(guess=12345)
+        proof = proofs.Proof.read(data, 3, b"context")
+        return [proof.fits(share, number) for number, share in enumerate(shares, 1)]
+
+    assert not any(fitting())
+    monkeypatch.setattr(proofs, "_challenge", lambda *_: 12345)
+    assert all(fitting())
 
 
 def test_a_proof_holds_for_its_own_context_and_key_only():
