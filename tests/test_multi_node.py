@@ -80,7 +80,7 @@ def test_the_batch_script_starts_one_agent_a_node_and_resumes(tmp_path):
         env={"PATH": f"{tmp_path}:/usr/bin:/bin", **{f"SLURM_{name}": value for name, value in slurm.items()}},
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
     )
     said = done.stdout.splitlines()
     assert done.returncode == 0, done.stderr

@@ -151,7 +151,7 @@ def test_fine_tuning_starts_from_the_named_weights_with_other_dropout(whole, tmp
 
 def command(*arguments, cwd=ROOT, **options):
     return subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=120, **options
+        [sys.executable, *map(str, arguments)], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=600, **options
     )
 
 
