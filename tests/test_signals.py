@@ -280,3 +280,11 @@ def test_a_signal_of_other_instruments_is_refused(panel, opens):
         score_signals({"odd": signal}, panel, 5)
     with pytest.raises(InputError, match="signal momentum_80: none of its days"):
         score_signals({"momentum_80": momentum(panel, 80), "good": foresight(panel, opens, 1)}, panel, 5)
+
+
+def test_a_signal_of_two_values_at_one_place_or_of_none_that_is_a_number_is_refused(panel, opens):
+    signal = foresight(panel, opens, 1)
+    with pytest.raises(InputError, match="signal 'odd': two values at"):
+        score_signals({"odd": pd.concat([signal, signal.iloc[:1]])}, panel, 5)
+    with pytest.raises(InputError, match="signal 'odd': 1 values are not finite"):
+        score_signals({"odd": signal.where(signal.index != signal.index[3], np.inf)}, panel, 5)

@@ -48,7 +48,7 @@ def checked_signal(store: Store, signal: pd.Series, name: str, bars: pd.Datetime
     if hold < 1 or not 0 <= drop <= hold:
         told = "hold at least 1, and drop from 0 to as many as are held"
         raise InputError(f"backtest.n_symbol_hold {hold} with backtest.n_symbol_drop {drop}: {told}")
-    when, symbol, values = _plain(signal, name)
+    when, symbol, values = plain(signal, name)
     calendar = pd.DatetimeIndex(store.calendar)
     at = calendar.get_indexer(when)
     if (at < 0).any():
@@ -69,7 +69,7 @@ def checked_signal(store: Store, signal: pd.Series, name: str, bars: pd.Datetime
     return _ranked(name, calendar, at, symbol, values, counts, backtest, seed)
 
 
-def _plain(signal: pd.Series, name: str) -> tuple[pd.DatetimeIndex, pd.Index, np.ndarray]:
+def plain(signal: pd.Series, name: str) -> tuple[pd.DatetimeIndex, pd.Index, np.ndarray]:
     """Times, symbols and float64 values of a signal; InputError for NaN (Qlib would rank them last and say nothing) and duplicates."""
     if not isinstance(signal.index, pd.MultiIndex) or set(signal.index.names) != {"datetime", "instrument"}:
         raise InputError(f"signal {name!r}: the index must have the levels datetime and instrument, not {list(signal.index.names)}")

@@ -17,6 +17,7 @@ import pandas as pd
 
 from finetune.data.frames import wall_clock
 from finetune.data.panel import KRONOS_NAMES, Panel
+from finetune.evaluation.backtest_signals import plain
 from finetune.evaluation.scores import correlation, direction_hits, rank_correlation
 from finetune.evaluation.skill import Resampler
 from kronos.errors import InputError
@@ -77,7 +78,7 @@ def score_signals(
 
     signals: values by (datetime, instrument) without NaN, datetime the wall clock of the last known bar. panel: bars up to horizon + 1
     after the last day; days that lack them are not scored. draws: resamples of the intervals.
-    Raises InputError for a signal without any bar.
+    Raises InputError for a signal without any bar, with a value that is not finite, or with two at one place.
     """
     first = min((signal.index.get_level_values(0).min() for signal in signals.values() if len(signal)), default=pd.Timestamp(0))
     opens = _opens(panel, first)
@@ -86,6 +87,7 @@ def score_signals(
     resamplers: dict[tuple[int, int], Resampler] = {}
     found: dict[str, dict[int, SignalScore]] = {}
     for name, signal in signals.items():
+        plain(signal, name)
         wide = signal.unstack().reindex(index=opens.index, columns=opens.columns)
         if not wide.notna().to_numpy().any():
             raise InputError(f"signal {name}: none of its days and instruments is in the panel; were they made from the same store?")
