@@ -21,6 +21,7 @@ from finetune.data.resampling_settings import SOURCE_KEY, changed_settings, chan
 from finetune.data.source_facts import named_sources
 from finetune.data.stamps import period_name
 from finetune.engine.advice import without_gpu
+from finetune.engine.command import to_paste
 from finetune.engine.config import Section, key
 from finetune.engine.errors import InputError, MissingFileError
 from finetune.engine.places import Stage
@@ -191,17 +192,17 @@ class ModelConfig(PipelineConfig):
     @property
     def tokenizer_command(self) -> str:
         """How to train the tokenizer alone."""
-        return f"{_run('train_tokenizer_multi.py')} --config {self.reference}"
+        return to_paste("finetune/train_tokenizer_multi.py", "--config", self.reference)
 
     @property
     def train_command(self) -> str:
         """How to train both stages."""
-        return f"{_run('multi_model_trainer.py')} --models {self.reference}"
+        return to_paste("finetune/multi_model_trainer.py", "--models", self.reference)
 
     @property
     def prepare_command(self) -> str:
         """How to make the panel."""
-        return f"{_run('prepare_kronos_data.py')} --config {self.reference}"
+        return to_paste("finetune/prepare_kronos_data.py", "--config", self.reference)
 
     @classmethod
     def load(cls, path: str | Path | None, overrides: Iterable[str] = (), environment: Mapping[str, str] = environ) -> ModelConfig:
@@ -321,9 +322,3 @@ class ModelConfig(PipelineConfig):
             "panel": str(self.panel_folder),
             "output": self.model_paths.base_save_path,
         }
-
-
-def _run(script: str) -> str:
-    """The command of one of our scripts, as it works in the folder that the user is in."""
-    folder = Path(__file__).resolve().parent
-    return f"python {Path(folder.name, script) if Path.cwd() == folder.parent else folder / script}"

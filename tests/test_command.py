@@ -6,10 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from finetune.engine.command import command_parser, common_arguments, run_command
+from finetune.engine.command import command_parser, common_arguments, run_command, to_paste
 from finetune.engine.errors import InputError, Interrupted, MissingFileError
 
 
@@ -127,3 +128,13 @@ def test_help_ends_with_examples(capsys):
     told = capsys.readouterr().out
     assert "examples:\n  python train.py --config C.yaml\n  python train.py --set training.batch_size=16\n" in told
     assert "(default: demo.yaml)" in told
+
+
+def test_the_command_that_a_message_proposes_can_be_pasted_from_any_folder_whatever_its_files_are_called(tmp_path, monkeypatch):
+    (tmp_path / "my data.yaml").write_text("data: {data_path: nothing.csv}\n")
+    monkeypatch.chdir(tmp_path)
+    line = to_paste("tft/indicating.py", "--config", tmp_path / "my data.yaml").replace("python", sys.executable, 1)
+    ended = subprocess.run(line, shell=True, capture_output=True, text=True)
+    assert ended.returncode == 2 and "nothing.csv: there is no such file" in ended.stderr
+    monkeypatch.chdir(Path(__file__).resolve().parents[1])
+    assert to_paste("tft/predict.py", "--run", "runs/a") == "python tft/predict.py --run runs/a"

@@ -10,10 +10,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv
 
-from finetune.data.sources import Source, find_sources
+from finetune.data.columns import SYMBOL_ALIASES
+from finetune.data.source_facts import named_sources
+from finetune.data.sources import Source
 from kronos.errors import InputError
 
 _NAME = re.compile(r"(?P<symbol>.+?)[_\-. ](?P<period>[1-9]\d{0,3}(?:s|min|m|h|d|w|mo))(?:[_\-. ]all)?", re.IGNORECASE)
+
+_TEXTS = [spelling for name in (*SYMBOL_ALIASES, "period") for spelling in dict.fromkeys((name, name.upper(), name.capitalize()))]
 
 
 def csv_arguments(parser: argparse.ArgumentParser, suffix: str) -> None:
@@ -26,7 +30,7 @@ def csv_arguments(parser: argparse.ArgumentParser, suffix: str) -> None:
 
 def convert(args: argparse.Namespace, suffix: str, write: Callable[[pa.Table, Path], None]) -> None:
     """Read what the arguments name and write it; one line of report per file. Raises InputError (see `read_csv`)."""
-    sources = [source for source in find_sources(args.source) if str(source.path).lower().endswith((".csv", ".csv.gz"))]
+    sources = [source for source in named_sources(args.source, "source") if str(source.path).lower().endswith((".csv", ".csv.gz"))]
     if not sources:
         raise InputError(f"{', '.join(args.source)}: holds no CSV file; give .csv or .csv.gz files")
     for table, target in _merged(sources, args, suffix) if args.merge else _one_by_one(sources, args, suffix):
@@ -56,7 +60,11 @@ def _merged(sources: Sequence[Source], args: argparse.Namespace, suffix: str) ->
             differ = ", ".join(sorted(set(table.column_names) ^ set(first))[:6])
             raise InputError(f"{source.path}: has not the columns of {sources[0].path} (they differ in {differ}); merge files of one kind")
         tables.append(table.select(first))
-    yield pa.concat_tables(tables, promote_options="permissive"), Path(args.out)
+    try:
+        merged = pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
+        raise InputError(f"{args.out}: a column is of another kind in one file than in another ({error}); correct it there") from error
+    yield merged, Path(args.out)
 
 
 def _named(table: pa.Table, source: Source) -> pa.Table:
@@ -70,11 +78,14 @@ def _named(table: pa.Table, source: Source) -> pa.Table:
 
 
 def read_csv(file: Path, float32: bool = False) -> pa.Table:
-    """A CSV file with the types that its cells show (numbers, times, text). Raises InputError if it cannot be read or has no rows."""
+    """A CSV file with the types that its cells show (numbers, times, text); symbols and periods are text: 000001, NA and 1E5 stay so.
+
+    Raises InputError if it cannot be read or has no rows.
+    """
     try:
-        table = pa.csv.read_csv(file)
+        table = pa.csv.read_csv(file, convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(_TEXTS, pa.string())))
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file}: cannot be read as a table ({error}); check its separators and quotes") from error
+        raise InputError(f"{file}: cannot be read as a table ({error}); check its separators and quotes, and that it is UTF-8") from error
     if not table.num_rows:
         raise InputError(f"{file}: holds no row")
     if float32:

@@ -1,6 +1,6 @@
 """Features and targets in, one fused panel out: slower periods and the market carried down without look-ahead. The third of the three."""
 
-from finetune.engine.command import command_parser, common_arguments, run_command
+from finetune.engine.command import command_parser, common_arguments, run_command, to_paste
 
 EXAMPLES = [
     "python tft/data_fusion.py --config configs/tft/demo_data.yaml",
@@ -23,7 +23,7 @@ def main() -> None:
     from tft.rows import open_with_manifest, save_with_manifest
 
     config = load_config(TftDataConfig, args.config, args.overrides)
-    panel, manifest = open_with_manifest(config.output.targets, f"python tft/target_config.py --config {args.config}")
+    panel, manifest = open_with_manifest(config.output.targets, to_paste("tft/target_config.py", "--config", args.config))
     fused = fuse(panel, config.fusion, constant=config.features.constant, say=print)
     manifest = {**manifest, "made_by": "data_fusion.py"}
     save_with_manifest(fused, config.output.fused, manifest)

@@ -1,6 +1,6 @@
 """Bars in, features out: indicators, anomaly scores and rolling normalisation. The first of the three commands that make TFT data."""
 
-from finetune.engine.command import command_parser, common_arguments, run_command
+from finetune.engine.command import command_parser, common_arguments, run_command, to_paste
 
 EXAMPLES = [
     "python tft/indicating.py --config configs/tft/demo_data.yaml",
@@ -38,7 +38,8 @@ def main() -> None:
     panel = feature_panel(config.data.load(print), config.features, print)
     save_with_manifest(panel, config.output.features, {"made_by": "indicating.py", "calendar": calendar_of(panel, config.features)})
     print(summary(panel))
-    print(f"done: {len(panel.columns) - 6} features in {config.output.features}; next: python tft/target_config.py --config {args.config}")
+    done = f"done: {len(panel.columns) - 6} features in {config.output.features}"
+    print(f"{done}; next: {to_paste('tft/target_config.py', '--config', args.config)}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet
 
 from finetune.data.frames import wall_clock
@@ -23,6 +22,7 @@ from finetune.data.stamps import period_name, period_of
 from finetune.data.timestamps import parse_times, stamp_features
 from kronos.errors import InputError, MissingFileError
 from kronos.files import atomic_path
+from tft.csv_tables import read_csv
 from tft.indicators import registry
 from tft.indicators_calendar import calendar_columns
 from tft.rows import open_with_manifest, series_rows, with_kinds
@@ -80,14 +80,16 @@ def read_table(path: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         table = panel_to_table(Panel.open(file))
         return table.to_pandas(), json.loads(table.schema.metadata[_META])
     if not file.is_file():
-        raise MissingFileError(f"{file}: there is no such file or panel; give a panel folder, .parquet, .pkl or .csv")
+        raise MissingFileError(
+            f"{file}: there is no such file or panel; python tft/data_fusion.py makes one, or give a panel folder, .parquet, .pkl or .csv"
+        )
     suffix = file.name.lower()
+    if suffix.endswith((".csv", ".csv.gz")):
+        return read_csv(file).to_pandas(), {}
     try:
         if suffix.endswith(".parquet"):
             table = pa.parquet.read_table(file)
             return table.to_pandas(), json.loads((table.schema.metadata or {}).get(_META, b"{}"))
-        if suffix.endswith((".csv", ".csv.gz")):
-            return pa.csv.read_csv(file).to_pandas(), {}
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{file}: cannot be read as a table ({error}); write it again") from error
     if suffix.endswith((".pkl", ".pickle")):

@@ -1,6 +1,6 @@
 """Features in, features and targets out: what the bars after each row do. The second of the three commands that make TFT data."""
 
-from finetune.engine.command import command_parser, common_arguments, run_command
+from finetune.engine.command import command_parser, common_arguments, run_command, to_paste
 
 EXAMPLES = [
     "python tft/target_config.py --config configs/tft/demo_data.yaml",
@@ -32,12 +32,13 @@ def main() -> None:
     from tft.target_panel import target_panel
 
     config = load_config(TftDataConfig, args.config, args.overrides)
-    features, noted = open_with_manifest(config.output.features, f"python tft/indicating.py --config {args.config}")
+    features, noted = open_with_manifest(config.output.features, to_paste("tft/indicating.py", "--config", args.config))
     panel, manifest = target_panel(features, config.targets, print)
     save_with_manifest(panel, config.output.targets, {**noted, **manifest, "made_by": "target_config.py"})
     until = f"rows whose future had closed by {manifest['train_until']}"
     print(f"thresholds come from {config.targets.thresholds or until}")
-    print(f"done: {len(panel.target_names)} targets in {config.output.targets}; next: python tft/data_fusion.py --config {args.config}")
+    done = f"done: {len(panel.target_names)} targets in {config.output.targets}"
+    print(f"{done}; next: {to_paste('tft/data_fusion.py', '--config', args.config)}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from finetune.engine.beginning import begin, restarted_in
+from finetune.engine.command import to_paste
 from finetune.engine.config import resolved
 from finetune.engine.distributed import World, world
 from finetune.engine.errors import InputError, Interrupted
@@ -50,7 +51,7 @@ def train(config: TftConfig, script: str, *, resume: str = "", warm: str = "", s
             raise Interrupted(_how_to_go_on(folder)) from interruption
         _keep_settings(prepared, folder, here)
         say(f"best weights in {folder / 'checkpoints' / 'best'}, curves in {folder / 'curves.png'}")
-        say(f"next: python tft/predict.py --run {folder}")
+        say(f"next: {to_paste('tft/predict.py', '--run', folder)}")
     return folder
 
 
@@ -126,4 +127,4 @@ def _facts(prepared: Prepared, start: str, taken: WarmStart | None, former: Path
 def _how_to_go_on(folder: Path) -> str:
     if newest_last(folder / "checkpoints") is None:
         return f"stopped before the first checkpoint of {folder}; the same command starts anew"
-    return f"stopped; everything is saved. python tft/train_resume.py --ckpt {folder / 'checkpoints' / 'last'} goes on from there"
+    return f"stopped; everything is saved. {to_paste('tft/train_resume.py', '--ckpt', folder / 'checkpoints' / 'last')} goes on from there"

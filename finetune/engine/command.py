@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 import traceback
@@ -66,6 +67,12 @@ def _of_project(text: str) -> str:
     """The file as named, or, from another folder, the project's own of that name (configs/demo.yaml)."""
     own = Path(__file__).resolve().parents[2] / text
     return str(own) if not Path(text).exists() and own.is_file() else text
+
+
+def to_paste(script: str, *words: str | Path) -> str:
+    """The line that runs a script of this project (tft/predict.py) from the current folder, its words quoted where they need it."""
+    root = Path(__file__).resolve().parents[2]
+    return f"python {shlex.join([script if Path.cwd() == root else str(root / script), *map(str, words)])}"
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
