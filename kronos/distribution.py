@@ -75,8 +75,8 @@ class Forecast:
     def frame(self, quantiles: Sequence[float] = (), prob_up: bool = False) -> pd.DataFrame:
         """Means, followed by the quantiles and the probability asked for. `attrs["repairs"]` holds the repairs as a dictionary."""
         parts: list[pd.DataFrame | pd.Series] = [self.mean()]
-        if len(quantiles):
-            parts.append(self.quantiles(quantiles))
+        if levels := checked_levels(quantiles, len(self.paths)):
+            parts.append(self.quantiles(levels))
         if prob_up:
             parts.append(self.prob_up())
         frame = pd.concat(parts, axis=1) if len(parts) > 1 else parts[0]

@@ -25,7 +25,7 @@ from kronos.distribution import Forecast, checked_levels, make_consistent
 from kronos.errors import InputError
 from kronos.generation import decode_paths, encode_bars, generate
 from kronos.inference import Inference
-from kronos.network import Kronos
+from kronos.network import STAMP_SIZES, Kronos
 from kronos.portions import Portion, portions
 from kronos.sampling import Sampling, uniforms
 from kronos.tokenizer import KronosTokenizer
@@ -225,7 +225,7 @@ class KronosPredictor:
         Raises InputError for wrong settings, a wrong shape or a bar that is not finite.
         """
         request = _Request(pred_len, sample_count, Sampling(T, top_k, top_p), context, consistent, seed, verbose=False)
-        values, stamps = np.asarray(values, dtype=np.float64), np.asarray(stamps, dtype=np.int64)
+        values, stamps = np.ascontiguousarray(values, dtype=np.float64), np.asarray(stamps, dtype=np.int64)  # sums depend on the order
         batch, size = values.shape[:2] if values.ndim == 3 else (0, 0)
         if size == 0 or values.shape[2] != len(COLUMNS) or stamps.shape != (batch, size + pred_len, 5):
             raise InputError(
@@ -233,6 +233,8 @@ class KronosPredictor:
             )
         if bad := int((~(np.abs(values) < LARGEST)).any((1, 2)).sum()):
             raise InputError(f"{bad} of {batch} series hold bars that are not finite: fill or drop them first")
+        if ((stamps < 0) | (stamps >= list(STAMP_SIZES.values()))).any():
+            raise InputError(f"stamps are from {stamps.min()} to {stamps.max()}: give {', '.join(STAMP_SIZES)} (Monday 0) in this order")
         newest = self._newest(request)
         series = [normalise(*one, self.clip, newest) for one in zip(values, stamps, strict=True)]
         paths = np.empty((batch, sample_count, pred_len, len(COLUMNS)))
@@ -290,7 +292,9 @@ class KronosPredictor:
                 members = parts[0].members
                 paths = {i: np.empty((request.samples, request.horizon, len(COLUMNS))) for i in members}
                 for part in parts:
-                    for i, values in zip(members, self._generate(series, part, request, seed, progress), strict=True):
+                    with torch.autocast(self.device.type, enabled=False):  # a caller's own would reach into packed weights
+                        found = self._generate(series, part, request, seed, progress)
+                    for i, values in zip(members, found, strict=True):
                         paths[i][part.first : part.last] = series[i].restore(values)
                 yield from paths.items()
 

@@ -67,6 +67,7 @@ def test_a_forecast_holds_everything_and_a_batch_gives_one_per_series(forecaster
     np.testing.assert_allclose(batch[1].paths, found.paths, rtol=1e-5)
     mean = forecaster.predict(BARS[:30], TIMES[:30], TIMES[40:45], 5, sample_count=12, seed=0, verbose=False)
     pd.testing.assert_frame_equal(found.mean(), mean)
+    assert found.frame(quantiles=0.5).equals(found.frame(quantiles=(0.5,)))
     assert list(found.quantiles((0.5,)).columns) == [f"{name}_q50" for name in mean.columns]
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from kronos import InputError, KronosPredictor, Sampling, fingerprint, load_predictor, load_tokenizer, save_module
+from kronos.bars import COLUMNS
 from kronos.cache import CachedPredictor, Plan
 from kronos.forecaster import CONTEXTS, _Request
 from kronos.inference import Inference
@@ -167,6 +168,24 @@ def test_weights_that_another_thread_packs_meanwhile_are_packed_once_more(foreca
     assert isinstance(shared.packed()[0], PackedPredictor)
     shared._packed = ([], None)  # of former weights
     assert isinstance(shared.packed()[0], PackedPredictor)
+
+
+def test_a_callers_autocast_changes_nothing(forecaster):
+    fresh = KronosPredictor(forecaster.model, forecaster.tokenizer, "cpu", max_context=64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert ask(fresh).equals(ask(forecaster))
+
+
+def test_arrays_give_the_paths_of_frames_however_they_lie_in_memory(forecaster):
+    times = pd.DatetimeIndex(pd.concat([TIMES[:30], TIMES[40:45]]))
+    stamps = np.stack([times.minute, times.hour, times.weekday, times.day, times.month], 1)[None]
+    values = BARS[:30][list(COLUMNS)].to_numpy()[None]
+    how = dict(T=1.0, top_p=1.0, seed=0, sample_count=3)
+    frames = ask(forecaster, sample_count=3, return_samples=True)
+    for order in "CF":
+        assert np.array_equal(forecaster.predict_arrays(np.asarray(values, order=order), stamps, 5, **how)[0], frames)
+    with pytest.raises(InputError, match=r"stamps are from -1 to .*minute, hour, weekday"):
+        forecaster.predict_arrays(values, np.where(stamps == stamps.max(), -1, stamps), 5)
 
 
 def test_scaling_all_prices_scales_the_forecast(forecaster):
