@@ -135,6 +135,6 @@ def test_the_command_that_a_message_proposes_can_be_pasted_from_any_folder_whate
     monkeypatch.chdir(tmp_path)
     line = to_paste("tft/indicating.py", "--config", tmp_path / "my data.yaml").replace("python", sys.executable, 1)
     ended = subprocess.run(line, shell=True, capture_output=True, text=True)
-    assert ended.returncode == 2 and "nothing.csv: there is no such file" in ended.stderr
+    assert ended.returncode == 2 and "my data.yaml: features.use is missing" in ended.stderr
     monkeypatch.chdir(Path(__file__).resolve().parents[1])
     assert to_paste("tft/predict.py", "--run", "runs/a") == "python tft/predict.py --run runs/a"
