@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # a configuration that is only looked at need not wait for to
 
 ALWAYS_OPEN = "24/7"
 _CLASSES: dict[Stage, str] = {"tokenizer": "KronosTokenizer", "predictor": "Kronos"}
+_WEIGHTS = ("config.json", "model.safetensors")
 _LARGE = 10_000_000  # parameters; more are slow without a GPU
 _UNIT_S = {"min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
@@ -230,13 +231,17 @@ class ModelConfig(PipelineConfig):
             raise InputError(f"{error}. Without it, {without_gpu(self.training, self.parameters('predictor') or 0)}") from None
 
     def check_weights(self, stage: Stage, to_come: Container[Path] = ()) -> None:
-        """Raises MissingFileError if the weights that a stage starts from are a folder that is not there, nor one of those to come."""
+        """Raises MissingFileError if the weights that a stage starts from are a folder without them, and not one of those to come."""
         name = self.starts_from(stage)
         pretrained = self.experiment.pre_trained_tokenizer if stage == "tokenizer" else self.experiment.pre_trained_predictor
-        if pretrained and not (presets.may_be_hub_id(name) or Path(name).is_dir() or Path(name).absolute() in to_come):
+        if not pretrained or Path(name).absolute() in to_come:
+            return
+        lacking = [file for file in _WEIGHTS if not Path(name, file).is_file()] if Path(name).is_dir() else list(_WEIGHTS)
+        if lacking and (Path(name).is_dir() or not presets.may_be_hub_id(name)):
+            told = f"folder {name!r} has no {' and no '.join(lacking)}" if Path(name).is_dir() else f"there is no folder {name!r}"
             raise MissingFileError(
-                f"{self.name}: model_paths.pretrained_{stage} (or KRONOS_{stage.upper()}_PATH): there is no folder {name!r}; give one that "
-                f"holds config.json and model.safetensors, or a hub id such as {next(iter(presets.HUB_IDS[stage].values()))}"
+                f"{self.name}: model_paths.pretrained_{stage} (or KRONOS_{stage.upper()}_PATH): {told}; give one that "
+                f"holds {' and '.join(_WEIGHTS)}, or a hub id such as {next(iter(presets.HUB_IDS[stage].values()))}"
             )
 
     def check_source(self) -> None:

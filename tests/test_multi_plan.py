@@ -91,6 +91,9 @@ def test_weights_to_start_from_that_are_not_there_are_told_before_anything_start
     assert len(told) == 2 and "model_paths.pretrained_tokenizer (or KRONOS_TOKENIZER_PATH): there is no folder" in told[0]
     assert f"KRONOS_PREDICTOR_PATH): there is no folder '{gone}'" in told[1] and "a hub id such as NeoQuasar/Kronos-mini" in told[1]
     Path(gone).mkdir()
+    Path(gone, "config.json").touch()
+    assert f"KRONOS_PREDICTOR_PATH): folder '{gone}' has no model.safetensors; give one" in plan_of(manager, "a").problems[1]
+    Path(gone, "model.safetensors").touch()
     assert len(plan_of(manager, "a").problems) == 1
     assert plan([manager.load_config("a", ["model_paths.pretrained_tokenizer=NeoQuasar/Kronos-Tokenizer-2k"])]).problems == ()
 
