@@ -14,12 +14,17 @@ count is how many clients are real: nobody signs the list of keys (`federated/se
 
 from __future__ import annotations
 
+import difflib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from federated.secure.settings import MIN_SURVIVORS
 from kronos.errors import InputError
+
+_PAIR = re.compile(r"""\S+?=('[^']*'|"[^"]*"|\S+)""")
+_NAMES = ("require-secure", "min-secure-clients", "min-dp-noise")
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,13 @@ class Consent:
 
     @classmethod
     def of(cls, node_config: Mapping[str, object]) -> Consent:
-        """Of a node's node_config. Raises InputError with every value that cannot be read."""
+        """Of a node's node_config. Raises InputError with every value that cannot be read, and names that are nearly ours: a misspelt key
+        would protect nothing."""
         secure, noise = node_config.get("require-secure", False), node_config.get("min-dp-noise", 0.0)
         clients = node_config.get("min-secure-clients", MIN_SURVIVORS)
         known = isinstance(noise, int | float) and not isinstance(noise, bool) and 0 <= noise < math.inf
-        wrong = []
+        nearly = {name: difflib.get_close_matches(name, _NAMES, 1, 0.8) for name in node_config if name not in _NAMES}
+        wrong = [f"{name}: there is no such key; did you mean {near[0]}?" for name, near in nearly.items() if near]
         if not isinstance(secure, bool):
             wrong.append(f"require-secure is {secure!r}; expected true or false")
         if isinstance(clients, bool) or not isinstance(clients, int) or clients < MIN_SURVIVORS:
@@ -46,6 +53,20 @@ class Consent:
         if wrong:
             raise InputError("node-config: " + "; ".join(wrong))
         return cls(secure, clients, float(noise))  # type: ignore[arg-type]
+
+    @classmethod
+    def parse(cls, text: str) -> Consent:
+        """Of --node-config as it is typed. Raises InputError, before a node is started that would not work."""
+        from click import ClickException
+        from flwr.common.config import parse_config_args
+
+        why = InputError(f"node-config: {text!r} cannot be read; expected such as 'partition-id=1 require-secure=true'")
+        if not text.endswith(".toml") and _PAIR.sub("", text).strip():  # Flower drops what is no pair: 'require-secure = true' is nothing
+            raise why
+        try:
+            return cls.of(parse_config_args([text]))
+        except ClickException as error:
+            raise why from error
 
     def refused(self, *, secure: bool, noise: float | None) -> str | None:
         """None if a request keeps to what the owner insists on, else why the node does not take part.

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from federated import supervisor
 from federated.certificates import ServerFiles, check_private, days_left, make_node_key, make_server_files, private_folder
+from federated.consent import Consent
 from federated.control import Link
 from federated.supervisor import Spec
 from kronos.errors import InputError, MissingFileError
@@ -179,6 +180,7 @@ class Deployment:
 
     def join(self, name: str, superlink: str, authority: Path, key: Path, config: str, app_hash: str) -> None:
         """Starts one node of a federation whose SuperLink is elsewhere, under a supervisor of this folder. Raises InputError."""
+        Consent.parse(config)
         days_left(authority)
         for part in ("", *_SUBFOLDERS):
             private_folder(self.folder / part)

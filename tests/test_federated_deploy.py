@@ -115,6 +115,21 @@ def test_flower_still_has_the_places_where_a_node_is_taught_to_pin_and_to_return
     assert node.fleet_http_connection.FleetHttpClient is node.FleetHttpClient
 
 
+@pytest.mark.parametrize(
+    "config, told",
+    [
+        ("min-secure-clients=1", "min-secure-clients is 1; expected"),
+        ("min-secure-clients=five", "cannot be read; expected such as"),
+        ("require-secure = true", "cannot be read; expected such as"),
+        ("require-secure", "cannot be read; expected such as"),
+    ],
+)
+def test_a_node_whose_owners_wishes_cannot_be_read_is_not_started(tmp_path, config, told):
+    with pytest.raises(InputError, match=told):
+        Deployment(tmp_path / "desk").join("desk", "127.0.0.1:1", tmp_path / "ca.crt", tmp_path / "key", f"partition-id=1 {config}", "")
+    assert not (tmp_path / "desk").exists()
+
+
 class Federation:
     """One node here, one that joined through the gate from a folder of its own, as on another host; both run the tiny app alone."""
 

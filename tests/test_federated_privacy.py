@@ -182,5 +182,7 @@ def test_what_an_owner_asks_is_refused_in_one_message_where_it_cannot_be_read():
         for value in values:
             with pytest.raises(InputError, match=f"^node-config: {name} is .*; expected"):
                 Consent.of({name: value})
+    with pytest.raises(InputError, match="min-secure-client: there is no such key; did you mean min-secure-clients"):
+        Consent.of({"partition-id": 1, "min-secure-client": 5})
     with pytest.raises(InputError, match=r"require-secure is 'x'.*min-secure-clients is 1.*min-dp-noise is 'y'"):
         Consent.of({"require-secure": "x", "min-secure-clients": 1, "min-dp-noise": "y"})
