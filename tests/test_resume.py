@@ -111,6 +111,17 @@ def test_moments_of_another_optimiser_are_refused(tmp_path):
         train(tmp_path, resume=True, optimiser="sgd")
 
 
+def test_moments_of_other_layers_are_refused(tmp_path):
+    def frozen():
+        task = tiny.predictor_task()
+        task.predictor.embedding.requires_grad_(False)
+        return task
+
+    train(tmp_path, epochs=1)
+    with pytest.raises(InputError, match="trained 36 tensors, this run 32"):
+        train(tmp_path, resume=True, make=frozen)
+
+
 def test_an_old_checkpoint_loses_its_marker_before_its_weights(tmp_path, monkeypatch):
     train(tmp_path, epochs=1)
     folder = tmp_path / "checkpoints"

@@ -64,12 +64,15 @@ class Stepper:
     def go_on(self, optimiser: dict[str, Any], scaler: dict[str, Any], skipped: int) -> None:
         """Take over the moments and the loss scale of a checkpoint; betas, weight decay and precision are those of the settings now.
 
-        Raises InputError where another optimiser made them.
+        Raises InputError where another optimiser made them, or other layers were frozen.
         """
         saved, own = optimiser["param_groups"], self.optimiser.state_dict()["param_groups"]
         kinds = ["adamw" if "betas" in groups[0] else "sgd" for groups in (saved, own)]
         if kinds[0] != kinds[1]:
             raise InputError(f"the checkpoint's optimiser is {kinds[0]}, this run's {kinds[1]}: go on with the former one, or start anew")
+        counts = [len(groups[0]["params"]) for groups in (saved, own)]
+        if counts[0] != counts[1]:
+            raise InputError(f"the checkpoint trained {counts[0]} tensors, this run {counts[1]}: freeze the same layers, or start anew")
         for group, ours in zip(saved, own, strict=True):
             group.update({name: value for name, value in ours.items() if name != "params"})
         self.optimiser.load_state_dict(optimiser)
