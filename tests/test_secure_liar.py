@@ -127,6 +127,19 @@ def test_a_client_that_alone_is_shown_another_model_leaves_noise_and_not_its_upd
         decode(total, room.base, [], room.terms.scale)
 
 
+def test_a_client_that_alone_is_told_to_part_from_another_leaves_noise_and_not_its_update():
+    room, _ = told_apart(MASKED_INPUT)
+
+    def lying(at, requests):
+        if at == MASKED_INPUT:  # as if 1 and 6 were in dispute, of which 6 hears nothing
+            requests = {**requests, 1: {**requests[1], "nodes": requests[1]["nodes"][:-1]}}
+        return room.ask(at, requests)
+
+    total = room.cohort.run(lying)
+    assert 1 in room.cohort.survivors
+    assert chance_of_uniform(total - sum((room.vector(node) for node in range(2, 7)), np.uint32(0))) > LIKELY
+
+
 def test_a_client_that_alone_is_told_other_terms_shares_nothing_and_sends_no_vector():
     room, lying = told_apart(SETUP, clip=1e12)
     room.cohort.run(lying)
