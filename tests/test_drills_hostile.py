@@ -61,6 +61,17 @@ def test_a_symbol_that_looks_like_a_formula_is_drawn_as_it_is(tmp_path):
     assert (tmp_path / "a.png").stat().st_size > 100
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_chinese_name_is_drawn_or_told_in_one_line_and_no_other_letter_is_lost(tmp_path, capsys):
+    figure = new_figure(200, 100)
+    axes = figure.add_subplot(title="中国电影 × 90 → 10", xlabel="\U0010fffd")
+    save_figure(figure, tmp_path / "a.png")
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "no font here has" in told and axes.get_xlabel() == "?"
+    drawn = axes.get_title()
+    assert drawn.endswith(" × 90 → 10") and (drawn.startswith("中国电影") != ("中国电影" in told))
+
+
 def test_a_state_that_is_packed_is_not_unpacked(tmp_path):
     torch.save({"a": torch.zeros(4)}, tmp_path / "plain.pt")
     assert read_plain(tmp_path / "plain.pt")["a"].shape == (4,)

@@ -3,7 +3,11 @@
 Figures are made without pyplot: no global state, no window, safe in threads and servers.
 """
 
+import logging
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, findSystemFonts, fontManager, get_font
 from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
@@ -19,6 +24,18 @@ from finetune.engine.files import read_json_lines, write_with
 # Okabe and Ito's palette, which people with any colour vision tell apart, and three greys
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8E4585", "#56B4E9"
 INK, MUTED, FAINT = "#22272E", "#6B7280", "#E5E7EB"
+_CHINESE = (
+    *(
+        "Noto Sans CJK SC",
+        "Noto Sans CJK JP",
+        "Source Han Sans SC",
+        "Source Han Sans CN",
+        "Noto Sans SC",
+        "PingFang SC",
+        "Hiragino Sans GB",
+    ),
+    *("Microsoft YaHei", "SimHei", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Arial Unicode MS"),
+)
 _NICE = (1, 2, 5, 10)  # ticks at round numbers only
 _FEW = 25  # logged points; fewer are drawn one by one instead of smoothed
 
@@ -31,12 +48,47 @@ def new_figure(width_px: int, height_px: int) -> Figure:
 def save_figure(figure: Figure, path: Path, scale: float = 1.0) -> None:
     """Writes a PNG atomically; `scale` 2 doubles the pixels (for documents). Raises InputError if the folder cannot be written to.
 
-    Texts are drawn as they are: a symbol named $x^ is no formula.
+    Texts are drawn as they are: a symbol named $x^ is no formula. Chinese is drawn in a font that has it; where none is installed, one line
+    on stderr says so, and question marks stand for it.
     """
-    for text in figure.findobj(Text):
+    texts = figure.findobj(Text)
+    for text in texts:
         text.set_parse_math(False)
+    _draw_chinese(texts, path)
     with rc_context({"text.parse_math": False}):  # of the labels that are made while drawing
         write_with(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100 * scale, metadata={"Software": None}))
+
+
+def _draw_chinese(texts: list[Text], path: Path) -> None:
+    """Gives texts that the usual font has not all letters of one more; what neither has becomes question marks, and is told."""
+    usual, lost = ["DejaVu Sans"], {}
+    for text in texts:
+        letters = {letter for letter in text.get_text() if not letter.isspace() and ord(letter) not in _characters(*usual)}
+        if letters:
+            fonts = [*usual, *_chinese()]
+            text.set_fontfamily(fonts)
+            missing = {letter for letter in letters if ord(letter) not in _characters(*fonts)}
+            lost.update(dict.fromkeys(letter for letter in text.get_text() if letter in missing))
+            text.set_text("".join("?" if letter in missing else letter for letter in text.get_text()))
+    if lost:
+        print(f"{path}: no font here has {''.join(lost)}; install one such as Noto Sans CJK", file=sys.stderr)
+
+
+@cache
+def _chinese() -> list[str]:
+    """The first font with Chinese that is installed. Matplotlib's list is as old as its cache: newer fonts are added to it."""
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # such fonts have no bold, which is no news to a user
+    if {font.name for font in fontManager.ttflist}.isdisjoint(_CHINESE):
+        for file in sorted(set(findSystemFonts()) - {font.fname for font in fontManager.ttflist}):
+            with suppress(OSError, RuntimeError):  # a font that cannot be read draws nothing
+                fontManager.addfont(file)
+    return [name for name in _CHINESE if any(font.name == name for font in fontManager.ttflist)][:1]
+
+
+@cache
+def _characters(*fonts: str) -> frozenset[int]:
+    """The code points that these fonts can draw."""
+    return frozenset().union(*(get_font(findfont(FontProperties(family=name))).get_charmap() for name in fonts))
 
 
 def quiet_axes(axes: Axes) -> None:
