@@ -172,3 +172,15 @@ def test_several_tickers_side_by_side_are_refused(tmp_path, kind):
 def test_symbols_that_are_whole_floats_lose_their_point(tmp_path):
     minutes().assign(symbol=600977.0).to_parquet(tmp_path / "x.parquet")
     assert load(str(tmp_path / "x.parquet"))[0].series[0].symbol == "600977"
+
+
+def test_bars_missing_from_a_market_that_never_closes_are_counted_and_pauses_of_others_are_not(tmp_path):
+    frame = make_frame(24 * 9)
+    assert "missing" not in load(exported(tmp_path, frame))[1]
+    said = load(exported(tmp_path, frame.drop(index=[*range(30, 40), 77])))[1]
+    assert (
+        "11 bars are missing in 1 series of a market that never closes (SH600977 11; the first: SH600977 from 2020-01-02 05:00:00" in said
+    )
+    weekdays = frame[frame["timestamps"].dt.day_of_week < 5]
+    assert "missing" not in load(exported(tmp_path, weekdays))[1]
+    assert "missing" not in load(exported(tmp_path, make_frame(40, freq="1D")))[1]

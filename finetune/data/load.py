@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
+from finetune.data.checks import moment
 from finetune.data.cleaning import CleanBars, Counts, Policy, clean
 from finetune.data.columns import check_mapping
 from finetune.data.csv_bars import read_table, table_of_frame
@@ -19,7 +20,7 @@ from finetune.data.panel import Panel, SeriesInfo
 from finetune.data.panel_store import is_panel_folder
 from finetune.data.samples import CALENDAR, load_sample
 from finetune.data.sources import Source, find_sources
-from finetune.data.stamps import choose_stamp, period_name, period_of
+from finetune.data.stamps import choose_stamp, missing_bars, period_name, period_of
 from kronos.errors import InputError, printable
 
 _NAMED = 5  # so many series, files or notes of one kind are named; the rest is a count
@@ -167,6 +168,7 @@ def _assemble(parts: Sequence[tuple[SeriesInfo, CleanBars]], stamp: str, needed:
             pieces.append((bars, slice(first, end)))
             rows += end - first
     _say_short(short, needed, bool(series), say)
+    _say_gaps(series, pieces, say)
     _told_apart(series, [bars.source for bars, _ in pieces])
     guess = choose_stamp(stamp, [bars.wall[piece] for bars, piece in pieces])
     say(f"stamp: {guess.stamp} ({guess.reason})")
@@ -216,6 +218,21 @@ def _say_short(short: Counter[str], needed: int, some_left: bool, say: Say) -> N
     if short:
         what = f"shorter than lookback_window + predict_window + 1 = {needed:,} rows"
         say(f"left out, {what}: {len(short):,} series ({_with_counts(short)})")
+
+
+def _say_gaps(series: Sequence[SeriesInfo], pieces: Sequence[tuple[CleanBars, slice]], say: Say) -> None:
+    """Bars that a market around the clock should have and the file has not. Those that cleaning dropped were told already."""
+    lacking: Counter[str] = Counter()
+    example = ""
+    for info, (bars, rows) in zip(series, pieces, strict=True):
+        wall = bars.wall[rows]
+        missing, after = missing_bars(wall)
+        if missing and not len(bars.breaks):
+            lacking[info.symbol] += missing
+            example = example or f"{info.symbol} from {moment(wall[after - 1])} to {moment(wall[after])}"
+    if lacking:
+        what = f"{lacking.total():,} bars are missing in {len(lacking):,} series of a market that never closes ({_with_counts(lacking)}"
+        say(f"{what}; the first: {example}); windows run across such gaps")
 
 
 def _say_lengths(panel: Panel, needed: int, say: Say) -> None:

@@ -57,6 +57,19 @@ def period_name(period: int) -> str:
     return ""
 
 
+def missing_bars(wall: np.ndarray) -> tuple[int, int]:
+    """(bars missing, row after the first gap) of a market that never closes; (0, 0) of any other. wall [n] int64 ns, increasing.
+
+    It never closes if there are bars on every day of the week. Of other markets it cannot be told which pauses are faults.
+    """
+    period = period_of(wall)
+    if not period or period > _DAY or len(np.unique(wall // _DAY % 7)) < 7:
+        return 0, 0
+    steps = np.diff(wall)
+    gaps = np.flatnonzero(steps > period)
+    return (int((steps[gaps] // period - 1).sum()), int(gaps[0]) + 1) if len(gaps) else (0, 0)
+
+
 def choose_stamp(wanted: str, walls: Sequence[np.ndarray]) -> Guess:
     """The setting if it is "open" or "close"; under "auto" what the session edges of the series say. walls: per series [n] int64 ns.
 
