@@ -34,12 +34,12 @@ What it does not protect:
   - The model that the server sends: one made on purpose, the same for all, can make an update tell more than an honest one does.
   - Wrong words from a client: an honest one keeps to the clipping range, and nothing makes a liar do so. It can move each value of the mean
     as far as all clients together may, or send noise, which halts the round where head words no longer add up; who it was stays hidden.
+  - In clear: who took part, who was lost and when, the names and shapes of arrays and metrics, the sum of the weights, the run's settings.
 
 What a client that lies about shares can do (tests/test_secure_shares.py): be lost. False shares that it deals show in check_shares, before
 there is a mask; a key that is not the published one shows in its proof; false shares that it hands back in unmask do not count, and the log
 names it. One thing nobody can tell: who lies where one client calls another's shares false. The two part, and no round halts for it as long
 as each has a threshold of holders besides itself; where that cannot be, one of the two is lost, perhaps the honest one (`disputes.py`).
-  - In clear: who took part, who was lost and when, the names and shapes of arrays and metrics, the sum of the weights, the run's settings.
 
 `settings.py` what the user sets, `terms.py` what a round's server tells, `keys.py` `masks.py` `shamir.py` `proofs.py` the cryptography,
 `encoding.py` numbers to words, `member.py` the client, `cohort.py` `disputes.py` the server; these take numpy and bytes only. `client.py`
