@@ -207,6 +207,11 @@ def test_going_on_from_what_cannot_be_gone_on_from_is_refused(whole, ckpt, told)
         find_run(str(whole / "checkpoints" / ckpt), "")
 
 
+def test_the_last_checkpoint_of_a_run_that_is_not_there_is_named_as_it_was_given():
+    with pytest.raises(MissingFileError, match="--ckpt nowhere/checkpoints/last: there is no such checkpoint"):
+        find_run("nowhere/checkpoints/last", "")
+
+
 def test_last_without_any_run_says_where_it_looked(tmp_path):
     with pytest.raises(MissingFileError, match=r"no run below .*runs has a checkpoint"):
         find_run("last", str(tmp_path / "runs"))

@@ -65,7 +65,7 @@ def find_run(ckpt: str, output: str) -> Path:
             raise MissingFileError(f"--ckpt {ckpt}: no run below {output} has a checkpoint; give a path such as runs/.../checkpoints/last")
         return max(runs, key=lambda folder: newest_last(folder / "checkpoints").stat().st_mtime)
     path = Path(ckpt)
-    if path.name not in ("last", "last.ckpt") and not path.exists():
+    if not path.exists() and not (path.name in ("last", "last.ckpt") and path.parent.is_dir()):
         raise MissingFileError(f"--ckpt {ckpt}: there is no such checkpoint; give last, or a path such as runs/.../checkpoints/last")
     if is_complete(path) and not _LAST.match(path.name):
         told = f"go on from {path.parent / 'last'}, or begin with these: tft/warm_start_train.py"
