@@ -24,8 +24,11 @@ from finetune_csv.pipeline import stages_of
 from kronos import save_module
 
 ROOT = Path(__file__).resolve().parents[1]
-READMES = ("README.md", "README_CN.md")
+PAGES = ("training", "qlib", "kaggle", "many_models", "tft", "federation", "keys", "figures")
+MANUALS = {f"README{cn}.md": (f"README{cn}.md", *(f"docs/{page}{cn}.md" for page in PAGES)) for cn in ("", "_CN")}
+READMES = tuple(MANUALS)
 DOCUMENTS = (*READMES, "CONTRIBUTING.md", "docs/log.md", "benchmarks/README.md")
+FILES = (*(page for pages in MANUALS.values() for page in pages), *DOCUMENTS[2:], "docs/reliability.md")
 AGAIN = 'python -c "from finetune.engine.config import key_table; from finetune_csv.config import CsvConfig; print(key_table(CsvConfig))"'
 _BLOCK = re.compile(r"^( *)(?:<!-- (\w+) -->\n\1)?```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _CJK = re.compile(r"[\u4e00-\u9fff]")
@@ -40,6 +43,11 @@ class Block(NamedTuple):
 
 
 def read(name: str) -> str:
+    """A document's text; of a README also the pages of its guide, after it."""
+    return "\n".join(file(page) for page in MANUALS.get(name, (name,)))
+
+
+def file(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
@@ -48,9 +56,9 @@ def blocks(name: str, language: str = "", mark: str = "") -> list[Block]:
     return [b for b in found if (not language or b.language == language) and (not mark or b.mark == mark)]
 
 
-def prose(name: str) -> str:
-    """The document without its fenced blocks."""
-    return _BLOCK.sub("", read(name))
+def prose(text: str) -> str:
+    """A text without its fenced blocks."""
+    return _BLOCK.sub("", text)
 
 
 def commands(name: str) -> list[str]:
@@ -148,7 +156,7 @@ def test_the_chinese_table_has_the_same_keys_and_defaults_and_a_meaning_for_each
 def test_every_key_that_the_text_names_exists(name):
     known = {row.key for row in describe_keys(CsvConfig)} | {"experiment.pre_trained"}
     sections = {key.partition(".")[0] for key in known}
-    for key in re.findall(r"`([a-z_]+\.[a-z_.]*[a-zT])(?:: [^`]*|=[^`]*)?`", prose(name)):
+    for key in re.findall(r"`([a-z_]+\.[a-z_.]*[a-zT])(?:: [^`]*|=[^`]*)?`", prose(read(name))):
         if key.partition(".")[0] in sections and key not in ("model.safetensors", "model.module"):
             assert any(key == one or one.startswith(f"{key}.") for one in known), f"{name}: {key}"
 
@@ -247,20 +255,36 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
+@pytest.mark.parametrize("name", FILES)
 def test_local_links_and_anchors_lead_somewhere(name):
-    text = prose(name)
-    anchors = {slug(heading) for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if target.startswith("#"):
-            assert target[1:] in anchors, f"{name}: {target}"
-        elif not re.match(r"[a-z]+://", target):
-            assert ((ROOT / name).parent / target.partition("#")[0]).is_file(), f"{name}: {target}"
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(file(name))):
+        if re.match(r"[a-z]+://", target):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (ROOT / name).parent / path if path else ROOT / name
+        assert there.is_file(), f"{name}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", prose(there.read_text(encoding="utf-8")), re.MULTILINE)
+            assert anchor in {slug(heading) for heading in headings}, f"{name}: {target}"
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_every_page_of_the_guide_is_one_click_from_the_readme_and_leads_back(name):
+    pages = {str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md")}
+    assert pages == {page for page in FILES if page.startswith("docs/")}
+    for page in MANUALS[name][1:]:
+        assert f"]({page})" in file(name), page
+        assert f"](../{name})" in file(page) and f"]({Path(_other(page)).name})" in file(page), page
+
+
+def _other(page: str) -> str:
+    """The same page in the other language."""
+    return page.replace("_CN.md", ".md") if page.endswith("_CN.md") else page.replace(".md", "_CN.md")
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_files_modules_and_tests_that_the_text_names_exist(name):
-    text = prose(name)
+    text = prose(read(name))
     for path in re.findall(r"`((?:tests|configs|kronos|finetune|finetune_csv|benchmarks|docs)/[\w./-]+)`", text):
         assert (ROOT / path).exists(), f"{name}: {path}"
     for dotted in re.findall(r"`((?:kronos|finetune)\.[\w.]+)`", text):
@@ -311,9 +335,9 @@ def test_both_languages_have_the_same_commands_configurations_and_code():
 def test_both_languages_name_the_same_code_links_and_numbers():
     found = []
     for name in READMES:
-        text = re.sub(r"<!-- keys -->.*?<!-- /keys -->", "", prose(name), flags=re.DOTALL)
+        text = re.sub(r"<!-- keys -->.*?<!-- /keys -->", "", prose(read(name)), flags=re.DOTALL)
         code = {word for word in re.findall(r"`([^`\n]+)`", text) if not _CJK.search(word)}
-        links = {link for link in re.findall(r"\]\(([^)#\s]+)\)", text) if not link.startswith("README")}
+        links = {link.replace("_CN.md", ".md") for link in re.findall(r"\]\(([^)#\s]+)\)", text)}
         found.append((code, links, set(re.findall(r"(?<![\w.])\d[\d,.]*\d(?!\w)", text))))
     (code, links, numbers), (their_code, their_links, their_numbers) = found
     assert code ^ their_code == set()

@@ -11,7 +11,7 @@ from finetune.data.problems import shown
 from kronos.errors import InputError
 
 # In order of preference; compared in lower case, with spaces and dashes as underscores, without <> around and, where that finds none,
-# without a unit in brackets behind: 成交量(手). Documented in the README's table of columns.
+# without a unit in brackets behind: 成交量(手). Documented in docs/training.md.
 ALIASES: dict[str, tuple[str, ...]] = {
     "timestamps": (
         *("timestamps", "timestamp", "datetime", "date_time", "date", "time", "trade_time", "trade_date", "trading_date", "open_time"),

@@ -234,7 +234,7 @@ class KeyRow(NamedTuple):
 
 
 def describe_keys(schema: type[Section]) -> list[KeyRow]:
-    """Every key of a schema in words, for the README's table and the template."""
+    """Every key of a schema in words, for the guide's tables and the template."""
     rows = []
     for path, field in fields_of(schema):
         env = setting(field, "env")
