@@ -234,6 +234,7 @@ def test_empty_lines_do_not_shift_the_row_numbers_of_errors(tmp_path):
     [
         (b"", "the file is empty"),
         (b" \n\n", "the file is empty"),
+        (b"\xfe\xff", "the file is empty"),
         (b"timestamps,open,high,low,close\n", "holds a header but no bars"),
         (b"timestamps,open,high,low,close\n\n\n", "holds a header but no bars"),
         (b"hello world\n1\n", "holds one field; separate columns by commas, semicolons or tabs"),

@@ -89,8 +89,12 @@ def _bytes_of(file: Path) -> bytes:
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror or error}); check that it is a file you may read") from error
     if not data.strip():
-        raise InputError(f"{file}: the file is empty; give a CSV with a header line and bars")
+        raise _empty(file)
     return data
+
+
+def _empty(file: Path) -> InputError:
+    return InputError(f"{file}: the file is empty; give a CSV with a header line and bars")
 
 
 def _unpacked(data: bytes, file: Path) -> bytes:
@@ -130,6 +134,8 @@ def _decode(data: bytes, file: Path) -> tuple[str, list[str]]:
             text = data.decode(encoding)
         except UnicodeDecodeError:
             continue
+        if not text.strip():  # a byte order mark and nothing else
+            raise _empty(file)
         name = "GBK" if encoding == "gb18030" else encoding.upper()
         return text, [] if encoding == "utf-8-sig" else [f"{file}: read as {name}"]
     raise InputError(f"{file}: is neither UTF-8 nor GBK text; save it as UTF-8")

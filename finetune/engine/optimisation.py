@@ -74,7 +74,7 @@ class Stepper:
         if counts[0] != counts[1]:
             raise InputError(f"the checkpoint trained {counts[0]} tensors, this run {counts[1]}: freeze the same layers, or start anew")
         for group, ours in zip(saved, own, strict=True):
-            group.update({name: value for name, value in ours.items() if name != "params"})
+            group.update({name: value for name, value in ours.items() if name not in ("params", "lr")})
         self.optimiser.load_state_dict(optimiser)
         if scaler:  # empty if it was saved without fp16
             self.scaler.load_state_dict(scaler)
