@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from finetune.data.problems import Fault, Problems, shown
 from kronos.errors import InputError
 
-EMPTY = ("", "nan", "nat", "na", "n/a", "null", "none", "<na>", "#n/a", *("-", "--", "---", "—", "——"))  # "unknown", in lower case
+EMPTY = ("", "nan", "nat", "na", "n/a", "null", "none", "<na>", "#n/a", "-", "--", "---", "—", "——")  # "unknown", in lower case
 FIX = "write times as 2019-11-26 09:35:00 (a zone such as +08:00 may follow), as a date, or as epoch s, ms, us or ns"
 _SECOND, _MINUTE, _DAY = 10**9, 60 * 10**9, 86_400 * 10**9
 _FIRST_YEAR, _LAST_YEAR = 1900, 2199

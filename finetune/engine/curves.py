@@ -25,16 +25,18 @@ from finetune.engine.files import read_json_lines, write_with
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8E4585", "#56B4E9"
 INK, MUTED, FAINT = "#22272E", "#6B7280", "#E5E7EB"
 _CHINESE = (
-    *(
-        "Noto Sans CJK SC",
-        "Noto Sans CJK JP",
-        "Source Han Sans SC",
-        "Source Han Sans CN",
-        "Noto Sans SC",
-        "PingFang SC",
-        "Hiragino Sans GB",
-    ),
-    *("Microsoft YaHei", "SimHei", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Arial Unicode MS"),
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Source Han Sans SC",
+    "Source Han Sans CN",
+    "Noto Sans SC",
+    "PingFang SC",
+    "Hiragino Sans GB",
+    "Microsoft YaHei",
+    "SimHei",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "Arial Unicode MS",
 )
 _NICE = (1, 2, 5, 10)  # ticks at round numbers only
 _FEW = 25  # logged points; fewer are drawn one by one instead of smoothed
