@@ -105,6 +105,20 @@ def test_resumed_training_takes_decay_and_precision_from_the_settings_and_moment
     assert {int(state["step"]) for state in optimiser.state.values()} == {2 * len(steppers)}
 
 
+def test_resumed_after_the_last_step_the_saved_state_is_that_of_an_undisturbed_run(tmp_path, capsys):
+    def saved(name):
+        return checkpoint.load_last(checkpoint.newest_last(tmp_path / name / "checkpoints"))[1]
+
+    train(tmp_path / "whole", epochs=1, schedule="cosine")
+    last = saved("whole")["state"]["step"]
+    with pytest.raises(Interrupted):
+        train(tmp_path / "cut", stop=tiny.StopAfter(last), epochs=1, schedule="cosine")
+    for told in (f"epoch 1, step {last}", f"all 1 epochs are done, step {last}"):
+        train(tmp_path / "cut", resume=True, epochs=1, schedule="cosine")
+        assert told in capsys.readouterr().out
+    assert saved("cut")["optimiser"]["param_groups"] == saved("whole")["optimiser"]["param_groups"]
+
+
 def test_moments_of_another_optimiser_are_refused(tmp_path):
     train(tmp_path, epochs=1)
     with pytest.raises(InputError, match="optimiser is adamw, this run's sgd"):

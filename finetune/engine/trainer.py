@@ -392,5 +392,7 @@ class _Loop:
         self.task.trained().load_state_dict(weights)
         self.state = State(**saved["state"])
         self.out.rewind(self.state.step, self.state.epoch)
-        self.out.say(f"resumed from {path}: epoch {self.state.epoch + 1}, step {self.state.step}")
+        epochs = self.settings.epochs
+        where = f"epoch {self.state.epoch + 1}" if self.state.epoch < epochs else f"all {epochs} epochs are done"
+        self.out.say(f"resumed from {path}: {where}, step {self.state.step}")
         return saved
