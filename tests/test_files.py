@@ -168,3 +168,15 @@ def test_temporary_files_of_a_killed_writer_are_removed_and_nothing_else(tmp_pat
     assert remove_leftovers(tmp_path) == 1
     assert names(tmp_path) == [".env.12.txt", ".hidden", "model.safetensors", "notes.tmp"]
     assert remove_leftovers(tmp_path / "not there") == 0
+
+
+def test_leftovers_in_a_folder_that_has_become_read_only_are_one_message(tmp_path, monkeypatch):
+    """Root may write everywhere, so the system's answer is given by hand; `tests.drills.disk --seed 9101 --kind read-only` has it for real."""
+    (tmp_path / ".probe.12.tmp").write_text("")
+
+    def refuse(path, missing_ok=False):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(InputError, match="cannot write to folder"):
+        remove_leftovers(tmp_path)

@@ -153,12 +153,11 @@ def ensure_writable_folder(path: str | os.PathLike[str]) -> Path:
 def remove_leftovers(folder: str | os.PathLike[str]) -> int:
     """Removes temporary files that a killed process left directly in `folder`; returns how many.
 
-    Only for a folder with one writer (a run's): another process's file in the making looks the same.
+    Only for a folder with one writer (a run's): another process's file in the making looks the same. Raises InputError where the folder has
+    become read-only.
     """
-    removed = 0
-    for pattern in (".*.[0-9]*.tmp", ".*.[0-9]*.tmp.*"):
-        for leftover in Path(folder).glob(pattern):
-            if leftover.is_file():
-                leftover.unlink(missing_ok=True)
-                removed += 1
-    return removed
+    found = [path for pattern in (".*.[0-9]*.tmp", ".*.[0-9]*.tmp.*") for path in Path(folder).glob(pattern) if path.is_file()]
+    with explained(Path(folder), "cannot write to folder"):
+        for leftover in found:
+            leftover.unlink(missing_ok=True)
+    return len(found)
