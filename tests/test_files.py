@@ -171,7 +171,7 @@ def test_temporary_files_of_a_killed_writer_are_removed_and_nothing_else(tmp_pat
 
 
 def test_leftovers_in_a_folder_that_has_become_read_only_are_one_message(tmp_path, monkeypatch):
-    """Root may write everywhere, so the system's answer is given by hand; `tests.drills.disk --seed 9101 --kind read-only` has it for real."""
+    """Root may write everywhere, so the system's answer is given by hand; the disk drill has it for real (seed 9101, read-only)."""
     (tmp_path / ".probe.12.tmp").write_text("")
 
     def refuse(path, missing_ok=False):
