@@ -11,7 +11,7 @@ from kronos.errors import InputError
 
 PRICES = ("open", "high", "low", "close")
 COLUMNS = (*PRICES, "volume", "amount")
-LARGEST = 1e150  # beyond it squares are not finite; some programs write 1.8e308 where nothing is known
+_LARGEST = 1e150  # beyond it squares are not finite; some programs write 1.8e308 where nothing is known
 _EPSILON = 1e-5  # added to the standard deviation, as published
 
 
@@ -76,6 +76,11 @@ def _values(df: pd.DataFrame, where: str) -> np.ndarray:
     return np.stack([*(given[name] for name in PRICES), volume, amount], axis=1)
 
 
+def usable(values: np.ndarray) -> np.ndarray:
+    """Which numbers a forecast can begin from: finite, and small enough to be squared."""
+    return np.abs(values) < _LARGEST
+
+
 def _column(df: pd.DataFrame, name: str, where: str) -> np.ndarray:
     try:
         column = np.asarray(df[name], dtype=np.float64)
@@ -83,7 +88,7 @@ def _column(df: pd.DataFrame, name: str, where: str) -> np.ndarray:
         raise InputError(f"{where}column {name} holds something that is not a number ({error}): clean it first") from error
     if column.ndim != 1:
         raise InputError(f"{where}df has column {name} more than once: drop or rename the others")
-    bad = np.flatnonzero(~(np.abs(column) < LARGEST))
+    bad = np.flatnonzero(~usable(column))
     if len(bad):
         raise InputError(f"{where}column {name} is {column[bad[0]]} in row {bad[0]} ({len(bad)} such rows): fill or drop them first")
     return column

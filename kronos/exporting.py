@@ -20,7 +20,7 @@ from torch import Tensor
 from kronos.bars import COLUMNS, prepare
 from kronos.bundle import MANIFEST, Bundle, load_bundle, read_manifest, write_folder, write_manifest, write_pth
 from kronos.errors import InputError
-from kronos.files import atomic_path, explained
+from kronos.files import atomic_path, explained, new_folder
 
 FORMATS = ("folder", "pth", "pt2")
 SAME = {"folder": 1e-6, "pth": 1e-6, "pt2": 1e-3}  # largest deviation of what was written; a program computes without the cache
@@ -221,11 +221,10 @@ def _replacing(out: Path) -> Iterator[Path]:
     """A new folder beside `out` to write to; takes its place when the block ends well, is removed when it does not."""
     temporary, former = (out.with_name(f".{out.name}.{os.getpid()}.{what}") for what in ("tmp", "old"))
     try:
-        shutil.rmtree(temporary, ignore_errors=True)  # of a killed export: in a container every start has the same process number
         if out.exists():
-            shutil.rmtree(former, ignore_errors=True)
+            shutil.rmtree(former, ignore_errors=True)  # of a killed export, see `new_folder`
         with explained(out):
-            temporary.mkdir(parents=True)
+            new_folder(temporary)
         yield temporary
         with explained(out):
             if out.exists():

@@ -7,6 +7,7 @@ permission or a process that dies leaves the former file as it was. What the use
 import errno
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -69,6 +70,15 @@ def explained(path: Path, action: str = "cannot write") -> Iterator[None]:
         if told is None:
             raise
         raise told from error
+
+
+def new_folder(path: Path) -> None:
+    """Makes the empty folder `path`, named after this process, and its parents.
+
+    A killed process may have left one: in a container every start has the same process number.
+    """
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
 
 
 @contextmanager

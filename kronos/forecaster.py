@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from kronos.bars import COLUMNS, LARGEST, Lookback, normalise, prepare
+from kronos.bars import COLUMNS, Lookback, normalise, prepare, usable
 from kronos.calendar import future_times
 from kronos.distribution import Forecast, checked_levels, make_consistent
 from kronos.errors import InputError
@@ -27,7 +27,7 @@ from kronos.generation import decode_paths, encode_bars, generate
 from kronos.inference import Inference
 from kronos.network import STAMP_SIZES, Kronos
 from kronos.portions import Portion, portions
-from kronos.sampling import Sampling, uniforms
+from kronos.sampling import Sampling, is_whole, uniforms
 from kronos.tokenizer import KronosTokenizer
 
 _BATCH_TOKENS = 16384
@@ -55,9 +55,9 @@ class _Request:
 
     def __post_init__(self) -> None:
         for name, value in (("pred_len", self.horizon), ("sample_count", self.samples)):
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            if not is_whole(value) or value < 1:
                 raise InputError(f"{name} is {value!r}: it must be a whole number, 1 or more")
-        if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer)):
+        if self.seed is not None and not is_whole(self.seed):
             raise InputError(f"seed is {self.seed!r}: it must be a whole number, or None for another one in each call")
         if self.context not in CONTEXTS:
             raise InputError(f"context is {self.context!r}: it must be one of {', '.join(CONTEXTS)}")
@@ -231,7 +231,7 @@ class KronosPredictor:
             raise InputError(
                 f"values {values.shape} and stamps {stamps.shape} do not fit: give [B, P, {len(COLUMNS)}] and [B, P + {pred_len}, 5]"
             )
-        if bad := int((~(np.abs(values) < LARGEST)).any((1, 2)).sum()):
+        if bad := int((~usable(values)).any((1, 2)).sum()):
             raise InputError(f"{bad} of {batch} series hold bars that are not finite: fill or drop them first")
         if ((stamps < 0) | (stamps >= list(STAMP_SIZES.values()))).any():
             raise InputError(f"stamps are from {stamps.min()} to {stamps.max()}: give {', '.join(STAMP_SIZES)} (Monday 0) in this order")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,11 @@ _CHUNK = 16  # rows drawn at once on a CPU: their tables stay in the second-leve
 _UNIFORM_BITS = 52
 _COLDEST = 1e-30  # logits divided by it fit into float32; what is colder draws the likeliest all the same
 _LARGEST = 1 - 2.0**-_UNIFORM_BITS  # times any float64 total this stays below that total, so that some token is always beyond it
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a setting is a whole number, numpy's too; True and False are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class Sampling:
             raise InputError(
                 f"temperature T is {self.temperature!r}: it must be above 0 (for the likeliest token at every step use top_k=1)"
             )
-        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int | np.integer) or self.top_k < 0:
+        if not is_whole(self.top_k) or self.top_k < 0:
             raise InputError(f"top_k is {self.top_k!r}: it must be a whole number, 0 (no limit) or more")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p is {self.top_p!r}: it must be above 0 and at most 1 (1: no limit)")

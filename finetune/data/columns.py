@@ -79,10 +79,7 @@ def choose_columns(found: Sequence[str], source: str, *, mapping: Mapping[str, s
         raise InputError(f"{here}, and one of them is used twice: {names}; correct data.columns")
     clock = "" if "timestamps" in mapping else _part_of_time(names, plain)
     free = {name: text for name, text in plain.items() if name not in (*names.values(), clock)}
-    if symbol_column:
-        symbol = _named(symbol_column, found, plain, here, "data.symbol_column")
-    else:
-        symbol = next((name for alias in SYMBOL_ALIASES for name in free if free[name] == alias), "")
+    symbol = _named(symbol_column, found, plain, here, "data.symbol_column") if symbol_column else _first(SYMBOL_ALIASES, free)
     return Chosen(names, symbol, clock, tuple(name for name in free if name != symbol))
 
 
@@ -90,7 +87,7 @@ def _part_of_time(names: dict[str, str], plain: Mapping[str, str]) -> str:
     """Where a date and a time of day stand in two columns: names["timestamps"] becomes the date's, and the other's name is returned."""
     if plain[names["timestamps"]] not in (*_DATES, *_CLOCKS):
         return ""
-    date, clock = (next((name for alias in known for name in plain if plain[name] == alias), "") for known in (_DATES, _CLOCKS))
+    date, clock = _first(_DATES, plain), _first(_CLOCKS, plain)
     if not date or not clock:
         return ""
     names["timestamps"] = date
@@ -101,8 +98,13 @@ def _plain(name: str) -> str:
     return name.strip().strip("<>").lower().replace(" ", "_").replace("-", "_")
 
 
-def _without_unit(text: str) -> str:
-    return _UNIT.sub("", text)
+def _matching(aliases: Sequence[str], plain: Mapping[str, str]) -> list[str]:
+    """The names that are known under one of the aliases, in the aliases' order."""
+    return [name for alias in aliases for name in plain if plain[name] == alias]
+
+
+def _first(aliases: Sequence[str], plain: Mapping[str, str]) -> str:
+    return next(iter(_matching(aliases, plain)), "")
 
 
 def _named(name: str, found: Sequence[str], plain: Mapping[str, str], here: str, key: str) -> str:
@@ -116,10 +118,10 @@ def _named(name: str, found: Sequence[str], plain: Mapping[str, str], here: str,
 
 
 def _by_alias(key: str, aliases: Sequence[str], plain: Mapping[str, str], here: str) -> str:
-    matches = [name for alias in aliases for name in plain if plain[name] == alias]
+    matches = _matching(aliases, plain)
     if not matches:
-        plain = {name: _without_unit(text) for name, text in plain.items()}
-        matches = [name for alias in aliases for name in plain if plain[name] == alias]
+        plain = {name: _UNIT.sub("", text) for name, text in plain.items()}
+        matches = _matching(aliases, plain)
     if not matches:
         return ""
     twins = [name for name in matches if plain[name] == plain[matches[0]]]

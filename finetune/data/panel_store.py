@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 
 from kronos.errors import InputError, MissingFileError
-from kronos.files import explained, flush_folder
+from kronos.files import explained, flush_folder, new_folder
 
 META_FILE = "panel.json"
 FORMAT = "kronos-panel"
@@ -78,8 +78,7 @@ class FolderWriter:
         with explained(self.folder, "cannot write the panel"):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             _sweep(self.folder)
-            shutil.rmtree(self._fresh, ignore_errors=True)
-            self._fresh.mkdir()
+            new_folder(self._fresh)
         return self
 
     def __exit__(self, *_: object) -> None:

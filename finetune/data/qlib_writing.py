@@ -13,7 +13,7 @@ import pandas as pd
 
 from finetune.data.qlib_store import OTHER_NAMES, listed, read_text
 from kronos.errors import InputError
-from kronos.files import explained
+from kronos.files import explained, new_folder
 
 PRICES = ("open", "high", "low", "close")
 REQUIRED = (*PRICES, "volume")
@@ -60,8 +60,7 @@ def write_store(
     fresh = target.with_name(f".{target.name}.new-{os.getpid()}")
     with explained(target, "cannot write the store"):
         try:
-            shutil.rmtree(fresh, ignore_errors=True)
-            fresh.mkdir(parents=True)
+            new_folder(fresh)
             _write_calendar(fresh, calendar, freq, future_days)
             _write_pools(fresh, bars, pools, freq)
             if benchmark == "equal":

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kronos.errors import InputError
+from kronos.files import new_folder
 from kronos.weights import read_plain
 
 from .files import explained, write_json
@@ -35,8 +36,7 @@ def save_last(folder: Path, step: int, module: nn.Module, state: dict[str, Any])
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     with explained(target):
         try:
-            shutil.rmtree(temporary, ignore_errors=True)  # of a killed run: in a container every start has the same process number
-            temporary.mkdir(parents=True)
+            new_folder(temporary)
             save_file({k: v.detach().contiguous().cpu() for k, v in module.state_dict().items()}, temporary / WEIGHTS)
             torch.save(state, temporary / STATE)
             marker = {name: _seal(temporary / name) for name in (WEIGHTS, STATE)} | {"step": step}
