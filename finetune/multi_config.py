@@ -29,7 +29,7 @@ from finetune.engine.run_sections import ExperimentSection
 from finetune.engine.sections import EvaluationSection
 from finetune.model_sizes import parameter_count
 from kronos import presets
-from kronos.arguments import NAMES, read_arguments_file
+from kronos.arguments import CONFIG_FILE, NAMES, WEIGHTS_FILE, read_arguments_file
 
 if TYPE_CHECKING:  # a configuration that is only looked at need not wait for torch
     from finetune.data.panel import Panel
@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # a configuration that is only looked at need not wait for to
 
 ALWAYS_OPEN = "24/7"
 _CLASSES: dict[Stage, str] = {"tokenizer": "KronosTokenizer", "predictor": "Kronos"}
-_WEIGHTS = ("config.json", "model.safetensors")
+_WEIGHTS = (CONFIG_FILE, WEIGHTS_FILE)
 _LARGE = 10_000_000  # parameters; more are slow without a GPU
 _UNIT_S = {"min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
@@ -234,11 +234,11 @@ class ModelConfig(PipelineConfig):
         """Raises MissingFileError if the weights that a stage starts from are a folder without them, and not one of those to come."""
         name = self.starts_from(stage)
         pretrained = self.experiment.pre_trained_tokenizer if stage == "tokenizer" else self.experiment.pre_trained_predictor
-        if not pretrained or Path(name).absolute() in to_come:
+        is_folder = Path(name).is_dir()
+        if not pretrained or Path(name).absolute() in to_come or (presets.may_be_hub_id(name) and not is_folder):
             return
-        lacking = [file for file in _WEIGHTS if not Path(name, file).is_file()] if Path(name).is_dir() else list(_WEIGHTS)
-        if lacking and (Path(name).is_dir() or not presets.may_be_hub_id(name)):
-            told = f"folder {name!r} has no {' and no '.join(lacking)}" if Path(name).is_dir() else f"there is no folder {name!r}"
+        if lacking := [file for file in _WEIGHTS if not Path(name, file).is_file()]:
+            told = f"folder {name!r} has no {' and no '.join(lacking)}" if is_folder else f"there is no folder {name!r}"
             raise MissingFileError(
                 f"{self.name}: model_paths.pretrained_{stage} (or KRONOS_{stage.upper()}_PATH): {told}; give one that "
                 f"holds {' and '.join(_WEIGHTS)}, or a hub id such as {next(iter(presets.HUB_IDS[stage].values()))}"

@@ -11,7 +11,7 @@ from typing import Any
 from kronos.errors import InputError, MissingFileError
 from kronos.presets import PREDICTORS, TOKENIZERS
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"  # of a saved model
 NAMES: dict[str, tuple[str, ...]] = {"tokenizer": tuple(TOKENIZERS["base"]), "predictor": tuple(PREDICTORS["mini"])}  # by kind of model
 
 # Argument -> smallest, largest. Far beyond any published size: they only keep a damaged or hostile config from asking for terabytes.

@@ -16,12 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kronos.arguments import CONFIG_FILE, read_arguments_file
+from kronos.arguments import CONFIG_FILE, WEIGHTS_FILE, read_arguments_file
 from kronos.errors import InputError, MissingFileError
 from kronos.files import atomic_path
 from kronos.hub import find_folder
 
-WEIGHTS_FILE = "model.safetensors"
 _MAX_HEADER = 8 << 20  # bytes; the largest published model needs 30 KB
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _NAMED = 3  # how many wrong tensors a message names
